@@ -1,0 +1,59 @@
+"""The ``aimmerge`` command. Each command imports what it needs, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="aimmerge",
+    help="AIMMerging for LoRA on a stream of tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a trace without the reader's data in it
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("aimmerge_fast"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options of ``aimmerge`` itself."""
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
+) -> None:
+    """Say what is installed, what was built, and which backend runs where and why."""
+    from rich.console import Console
+
+    from aimmerge_fast.doctor import diagnose, show
+
+    report = diagnose()
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        show(report, Console())
+
+
+def main() -> None:
+    """Entry point: a bad input is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"aimmerge: {error}", file=sys.stderr)
+        sys.exit(2)

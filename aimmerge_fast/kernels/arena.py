@@ -1,0 +1,84 @@
+"""Arenas: byte buffers that hold a copy of every live tensor, each in its storage dtype.
+
+Each tensor starts at a multiple of 64 entries, so that kernels may use the widest loads and
+streaming stores whatever the size of its neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+#: Storage dtypes and their number in the tile table (csrc/core/tiles.h).
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ALIGNMENT = 64  # entries
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor starts in an arena (bytes) and how long the arena is (bytes)."""
+
+    offsets: tuple[int, ...]
+    nbytes: int
+
+
+def check_live(live: Sequence[torch.Tensor]) -> torch.device:
+    """The one device of ``live``; ``ValueError`` names the tensor that no kernel can work on."""
+    for index, tensor in enumerate(live):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"live[{index}] is {tensor.dtype}; the kernels take float32, bfloat16 and float16"
+            )
+        if tensor.dim() != 1 or not tensor.is_contiguous():
+            raise ValueError(
+                f"live[{index}] has shape {tuple(tensor.shape)} and strides {tensor.stride()}; pass "
+                "1-D contiguous views (Parameters.flat())"
+            )
+        if tensor.device != live[0].device:
+            raise ValueError(
+                f"live[{index}] is on {tensor.device} and live[0] on {live[0].device}; one call "
+                "takes the tensors of one device, so build one engine per device"
+            )
+    return live[0].device if live else torch.device("cpu")
+
+
+def arena_layout(live: Sequence[torch.Tensor]) -> Layout:
+    """Start of each tensor at a multiple of 64 of its entries and of the largest item size."""
+    offsets, end = [], 0
+    for tensor in live:
+        step = _ALIGNMENT * 4  # one rule for all dtypes, so mixed tables stay aligned
+        end = -(-end // step) * step
+        offsets.append(end)
+        end += tensor.numel() * tensor.element_size()
+    return Layout(tuple(offsets), end)
+
+
+def new_arena(live: Sequence[torch.Tensor]) -> torch.Tensor:
+    """An uninitialised uint8 arena for ``live`` on its device; allocate once, keep for life."""
+    device = check_live(live)
+    return torch.empty(max(1, arena_layout(live).nbytes), dtype=torch.uint8, device=device)
+
+
+def arena_views(arena: torch.Tensor, live: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """1-D views of the arena, one per live tensor, in its dtype and length."""
+    views = []
+    for tensor, offset in zip(live, arena_layout(live).offsets, strict=True):
+        nbytes = tensor.numel() * tensor.element_size()
+        views.append(arena[offset : offset + nbytes].view(tensor.dtype))
+    return views
+
+
+def copy_into(arena: torch.Tensor, live: Sequence[torch.Tensor]) -> None:
+    """arena <- live, bit for bit."""
+    with torch.no_grad():
+        for view, tensor in zip(arena_views(arena, live), live, strict=True):
+            view.copy_(tensor)
+
+
+def copy_out(live: Sequence[torch.Tensor], arena: torch.Tensor) -> None:
+    """live <- arena, bit for bit."""
+    with torch.no_grad():
+        for view, tensor in zip(arena_views(arena, live), live, strict=True):
+            tensor.copy_(view)

@@ -1,0 +1,159 @@
+"""Backend ``eager``: plain torch on any device, the plain formula first.
+
+It runs the controller on the host and reads one scalar per step, so it is outside the promise that
+no call synchronises. Same bits as the compiled backends: the same order of additions (order P of
+``csrc/core/tiles.h``), multiplications and additions rounded apart (no ``alpha=``, no ``addcmul``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from aimmerge_fast.kernels import eager_controller as controller
+from aimmerge_fast.kernels.arena import arena_views, copy_into, copy_out
+from aimmerge_fast.kernels.layout import MERGE_OPEN, block, ring
+
+Tensor = torch.Tensor
+_TILE, _ROW, _LANES = 4096, 1024, 256
+_SMALLEST_NORMAL = 2.2250738585072014e-308
+
+
+@contextmanager
+def exact_denormals() -> Iterator[None]:
+    """Denormals kept for the block, as the native kernels keep them (of the calling thread)."""
+    flushing = torch.tensor(_SMALLEST_NORMAL, dtype=torch.float64).mul(0.5).item() == 0.0
+    if flushing:
+        torch.set_flush_denormal(False)
+    try:
+        yield
+    finally:
+        if flushing:
+            torch.set_flush_denormal(True)
+
+
+def observe_(loss: Tensor, state: Tensor) -> None:
+    """Give one history loss to the controller."""
+    controller.observe_step(block(state), ring(state), float(loss.item()))
+
+
+def open_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+    """mid <- live; L1 and the controller's transition; undone when live is not finite."""
+    with torch.no_grad(), exact_denormals():
+        copy_into(mid, live)
+        total, bad = l1_change(live, arena_views(anchor, live)), _count_bad(live)
+    shared = block(state)
+    shared["state"]["partial_l1"], shared["state"]["partial_bad"] = total, bad
+    if shared["state"]["defer"]:
+        return
+    controller.open_merge(shared, ring(state), total, bad)
+    repair_(live, anchor, mid, state)
+
+
+def close_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+    """live, anchor <- anchor + (alpha1 * (mid - anchor) + alpha2 * (live - mid)), Eq. 7."""
+    shared = block(state)
+    alpha = float(shared["state"]["alpha1"]), float(shared["state"]["alpha2"])
+    views = zip(live, arena_views(anchor, live), arena_views(mid, live), strict=True)
+    with torch.no_grad(), exact_denormals():
+        for tensor, a, m in views:
+            fused = fuse(a, m, tensor, *alpha)
+            tensor.copy_(fused)
+            a.copy_(fused)
+        bad = _count_bad(live)
+    shared["state"]["partial_bad"] = bad
+    if shared["state"]["defer"]:
+        return
+    controller.close_merge(shared, ring(state), bad)
+    repair_(live, anchor, mid, state)
+
+
+def advance_(partials: Tensor, state: Tensor) -> None:
+    """The transition of the next half from rows of (L1, non-finite entries), added in row order."""
+    l1, bad = 0.0, 0
+    for row_l1, row_bad in partials.tolist():
+        l1, bad = l1 + row_l1, bad + int(row_bad)
+    shared = block(state)
+    if shared["state"]["phase"] == MERGE_OPEN:
+        controller.close_merge(shared, ring(state), bad)
+    else:
+        controller.open_merge(shared, ring(state), l1, bad)
+
+
+def repair_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+    """Undo the half that met a non-finite entry: open goes back to anchor, close to mid."""
+    shared = block(state)
+    if not shared["state"]["reject"] or not controller.restores_live(shared["config"]):
+        return
+    source, other = (anchor, mid) if shared["state"]["phase"] == MERGE_OPEN else (mid, anchor)
+    copy_out(live, source)
+    copy_into(other, live)
+
+
+def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float) -> Tensor:
+    """Eq. 7 in fp32 with one rounding per operation, then rounded to the storage dtype."""
+    weights = torch.tensor([alpha1, alpha2], dtype=torch.float64).float().to(live.device)
+    if weights[0] == 1.0 and weights[1] == 0.0:
+        return mid.clone()
+    a, m, x = anchor.float(), mid.float(), live.float()
+    return (a + (weights[0] * (m - a) + weights[1] * (x - m))).to(live.dtype)
+
+
+def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
+    """sum |live - anchor| in order P: an fp32 difference, then fp64 additions in one fixed order."""
+    partials = [_tile_sums(x, a) for x, a in zip(live, anchor, strict=True) if x.numel()]
+    if not partials:
+        return 0.0
+    lanes = torch.zeros(_LANES, dtype=torch.float64, device=live[0].device)
+    for row in _padded_rows(torch.cat(partials), _LANES):
+        lanes = lanes + row
+    return float(_halve(lanes, 8).item())
+
+
+def _tile_sums(live: Tensor, anchor: Tensor) -> Tensor:
+    change = (live.float() - anchor.float()).abs().double()
+    rows = _padded_rows(change, _TILE).view(-1, 4, _ROW)
+    return _halve((rows[:, 0] + rows[:, 2]) + (rows[:, 1] + rows[:, 3]), 10)
+
+
+def _padded_rows(values: Tensor, width: int) -> Tensor:
+    missing = -values.numel() % width
+    return torch.nn.functional.pad(values, (0, missing)).view(-1, width)
+
+
+def _halve(values: Tensor, times: int) -> Tensor:
+    for _ in range(times):
+        values = values[..., 0::2] + values[..., 1::2]
+    return values[..., 0]
+
+
+def _count_bad(live: Sequence[Tensor]) -> int:
+    return sum(int((~torch.isfinite(tensor)).sum().item()) for tensor in live)
+
+
+class Engine:
+    """The ops bound to one set of tensors; see ``aimmerge_fast.kernels`` for what each does."""
+
+    def __init__(self, live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+        self._anchor, self._mid, self._state = anchor, mid, state
+        self.rebind(live)
+
+    def rebind(self, live: Sequence[Tensor]) -> None:
+        self._live = list(live)
+
+    def observe_(self, loss: Tensor) -> None:
+        observe_(loss, self._state)
+
+    def open_(self) -> None:
+        open_(self._live, self._anchor, self._mid, self._state)
+
+    def close_(self) -> None:
+        close_(self._live, self._anchor, self._mid, self._state)
+
+    def advance_(self, partials: Tensor) -> None:
+        advance_(partials, self._state)
+
+    def repair_(self) -> None:
+        repair_(self._live, self._anchor, self._mid, self._state)

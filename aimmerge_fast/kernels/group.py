@@ -1,0 +1,61 @@
+"""Several tables as one engine: one per device, decisions made from the sum of their changes.
+
+Every table has its own copy of the controller, fed with the same losses. ``open_`` and ``close_``
+leave the transition to ``advance_``: defer (partial sums) -> advance on all -> repair. Same inputs,
+same code, so the copies stay equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from aimmerge_fast.kernels.layout import block
+from aimmerge_fast.kernels.registry import Engine
+
+
+class Group:
+    """An engine over tables; see ``aimmerge_fast.kernels`` for what each op does.
+
+    Args:
+        engines: one per table.
+        states: their state tensors, made with ``defer=True``.
+    """
+
+    def __init__(self, engines: Sequence[Engine], states: Sequence[torch.Tensor]) -> None:
+        self._engines = engines
+        self._states = states
+
+    def rebind(self, live: Sequence[torch.Tensor]) -> None:
+        raise NotImplementedError("re-bind each engine of the group with the tensors of its table")
+
+    def observe_(self, loss: torch.Tensor) -> None:
+        for engine, state in zip(self._engines, self._states, strict=True):
+            engine.observe_(loss.to(state.device, non_blocking=True))
+
+    def open_(self) -> None:
+        for engine in self._engines:
+            engine.open_()
+        self._settle()
+
+    def close_(self) -> None:
+        for engine in self._engines:
+            engine.close_()
+        self._settle()
+
+    def advance_(self, partials: torch.Tensor) -> None:
+        for engine in self._engines:
+            engine.advance_(partials)
+
+    def repair_(self) -> None:
+        for engine in self._engines:
+            engine.repair_()
+
+    def _settle(self) -> None:
+        rows = []
+        for state in self._states:
+            fields = block(state)["state"]
+            rows.append((float(fields["partial_l1"]), float(fields["partial_bad"])))
+        self.advance_(torch.tensor(rows, dtype=torch.float64))
+        self.repair_()

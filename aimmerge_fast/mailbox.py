@@ -1,0 +1,125 @@
+"""The host's end of the record ring: reads what has arrived, waits only when told to.
+
+The device posts 64-byte records into a ring in host memory, sequence number last. Reading costs no
+synchronisation. A wait spins, bounded by a timeout, so that a dead device is an error, not a hang.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from aimmerge_fast.events import CODES
+from aimmerge_fast.kernels.layout import CLOSE, OPEN, RING_SIZE, ring
+
+
+class Record(NamedTuple):
+    """One decoded record; for an open record ``loss`` and ``threshold`` carry alpha."""
+
+    loss: float
+    threshold: float
+    l1: float
+    t: int
+    S: int
+    F: int
+    code: int
+    merge: int
+    memory_steps: int
+    next_S: int
+    reject: int
+
+    @property
+    def is_step(self) -> bool:
+        return self.code < OPEN
+
+    @property
+    def is_open(self) -> bool:
+        return self.code & 0xFF == OPEN
+
+    @property
+    def is_close(self) -> bool:
+        return self.code & 0xFF == CLOSE
+
+    @property
+    def kind(self) -> str:
+        """Code name of a step, or the kind of the merge of an open record."""
+        return CODES[self.code >> 8 & 0xF if self.is_open else self.code]
+
+    @property
+    def case(self) -> int:
+        return self.code >> 12 & 0x7
+
+    @property
+    def cold(self) -> bool:
+        return bool(self.code >> 15 & 1)
+
+    @property
+    def L_up(self) -> int:
+        return self.code >> 16 & 0xFF
+
+    @property
+    def L_down(self) -> int:
+        return self.code >> 24 & 0xFF
+
+
+class Mailbox:
+    """Records of one state tensor in order.
+
+    Args:
+        state: the state tensor whose ring is read.
+        check_device: called about once a millisecond while waiting; raises when the device died.
+        timeout: seconds after which a wait raises ``TimeoutError``.
+    """
+
+    def __init__(
+        self,
+        state: torch.Tensor,
+        *,
+        check_device: Callable[[], None] = lambda: None,
+        timeout: float = 600.0,
+    ) -> None:
+        self._ring = ring(state)
+        self._check_device = check_device
+        self._timeout = timeout
+        self.read = 0  # records consumed
+        self.waits = 0
+
+    def peek(self) -> Record | None:
+        """The next record when it has arrived, without consuming it."""
+        slot = self._ring[self.read % RING_SIZE]
+        number = int(slot["sequence"])
+        if number > self.read + 1:
+            raise RuntimeError(
+                f"records {self.read + 1} to {number - RING_SIZE} were overwritten before they were"
+                " read: more launches were in flight than the ring holds"
+            )
+        if number != self.read + 1:
+            return None
+        return Record(*slot.item()[1:])
+
+    def advance(self) -> None:
+        """Consume the record that ``peek`` returned."""
+        self.read += 1
+
+    def wait_for_next(self) -> Record:
+        """Spin until the next record is there; counted in ``waits`` when it was not."""
+        record = self.peek()
+        if record is not None:
+            return record
+        self.waits += 1
+        self.wait_until(self.read + 1)
+        record = self.peek()
+        assert record is not None
+        return record
+
+    def wait_until(self, number: int) -> None:
+        """Spin until record ``number`` has been posted; raises ``TimeoutError`` in the end."""
+        deadline = time.monotonic() + self._timeout
+        while number > 0 and int(self._ring[(number - 1) % RING_SIZE]["sequence"]) < number:
+            self._check_device()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no record from the device within {self._timeout:g} s")
+            time.sleep(0)  # give the interpreter lock away

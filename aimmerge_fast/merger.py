@@ -1,0 +1,334 @@
+"""``FastAIMMerger``: AIMMerging (arXiv 2509.17348) inside any training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aimmerge_fast import events, kernels, state
+from aimmerge_fast.binding import Binding
+from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.controller import Controller
+from aimmerge_fast.events import Event, EventLog
+from aimmerge_fast.memory import RehearsalMemory
+from aimmerge_fast.rehearsal import Collate, LossFn, Rehearsal, default_loss
+from aimmerge_fast.report import MergeReport, summarise
+
+log = logging.getLogger(__name__)
+
+
+class FastAIMMerger:
+    """Merges a model with its recent past while it trains, at moments it chooses itself.
+
+    ::
+
+        memory = RehearsalMemory(ratio=0.02, seed=42)
+        merger = FastAIMMerger(model, AIMConfig(), optimizer=optimizer, collate=collate)
+        for name, records, loader in tasks:
+            with merger.task(name, memory=memory):  # the first task has no memory: plain training
+                for batch in loader:
+                    model(**batch).loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    merger.step()                   # once per optimiser update
+            memory.add(name, records)
+        print(merger.report())
+
+    A custom loop calls ``observe(loss)``, ``due()``, ``open_merge()`` and ``close_merge()`` itself.
+
+    Args:
+        model: a PEFT model, any module (full fine-tuning), or an iterable of parameters.
+        config: the method's settings.
+        optimizer: the loop's optimiser; memory steps use it too. Needed by ``step()``.
+        collate: list of memory records -> batch. Needed by ``step()``.
+        loss_fn: (model, batch) -> scalar loss; by default ``model(**batch).loss``.
+        adapters: PEFT adapters to merge; by default the active ones.
+        backend: ``auto``, ``native`` or ``eager``.
+        scaler: the loop's GradScaler, used for memory steps too.
+        autocast: makes the context of our forwards, e.g. ``lambda: torch.autocast("cuda")``.
+        events: path of an ``events.jsonl`` to append to.
+        callbacks: called with every event (see ``aimmerge_fast.events``).
+
+    Raises:
+        ValueError: nothing trainable, an unsupported parameter, an optimizer without the
+            parameters, an unknown backend. RuntimeError: a backend that cannot work here.
+            OSError: events file not writable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Any,
+        config: AIMConfig | None = None,
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        collate: Collate | None = None,
+        loss_fn: LossFn | None = None,
+        adapters: str | Sequence[str] | None = None,
+        backend: str = "auto",
+        scaler: torch.amp.GradScaler | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] | None = None,
+        events: str | Path | None = None,
+        callbacks: Sequence[Callable[[Event], None]] = (),
+    ) -> None:
+        self.config = config if config is not None else AIMConfig()
+        if not isinstance(self.config, AIMConfig):
+            raise TypeError(f"config must be an AIMConfig, got {type(self.config).__name__}")
+        self.binding = Binding(model, self.config, adapters, backend, optimizer)
+        self.rehearsal: Rehearsal | None = None
+        if optimizer is not None and collate is not None:
+            self.rehearsal = Rehearsal(
+                model,
+                self.config,
+                optimizer,
+                collate,
+                loss_fn or default_loss,
+                scaler,
+                autocast,
+                self.binding.parameters.devices(),
+            )
+        self.events: list[Event] = []
+        self._sinks = [self.events.append, *callbacks]
+        if events is not None:
+            self._sinks.append(EventLog(events))
+        self.controller = Controller(
+            self.config, self.binding.engine, self.binding.states, self._emit
+        )
+        self.tasks_begun = 0
+        self.in_task = False
+        self.monitors = False  # this task has a memory: probes and merges happen
+        self.probe_pending = False  # probe="before": a probe was launched for the coming update
+        self.resumed: dict[str, Any] | None = None
+        log.info("aimmerge_fast: %s (%s)", self.binding.choice.name, self.binding.choice.reason)
+
+    # ---- one task ------------------------------------------------------------------------
+
+    @contextmanager
+    def task(self, name: str, memory: RehearsalMemory | None = None) -> Iterator[FastAIMMerger]:
+        """Train one task. An empty memory is plain training, allowed for the first task only.
+
+        After ``load_state_dict`` the interrupted task continues where it was saved.
+
+        Raises:
+            RuntimeError: inside another task, or another task than the restored one.
+            TypeError, ValueError: no RehearsalMemory, an empty one after the first task, one that
+                differs from the restored state's, a non-finite parameter.
+        """
+        self._begin_task(name, memory)
+        try:
+            yield self
+            self._finish_interval()
+        finally:
+            self.in_task = False
+        self._emit(events.TaskEnd(name, self.controller.host.steps))
+
+    def step(self, history_loss: torch.Tensor | None = None) -> bool:
+        """Call once after each optimiser update; returns whether a merge was made.
+
+        Args:
+            history_loss: () fp32, only with ``probe="in_batch"``: the loss of history rows that
+                were in the training batch.
+
+        Raises:
+            RuntimeError: outside a task. ValueError: loss given or missing against ``probe``.
+            MergeRejected, BadProbes: see ``AIMConfig.on_reject`` and ``max_bad_probes``.
+        """
+        self._require_task("step()")
+        in_batch = self.config.probe == "in_batch"
+        if not self.monitors:
+            self.controller.host.count_step()
+            return False
+        if in_batch != (history_loss is not None):
+            raise ValueError(
+                f"probe={self.config.probe!r}: step() "
+                + ("needs the history loss: step(loss)" if in_batch else "takes no history loss")
+            )
+        if history_loss is not None:
+            self.observe(history_loss)
+        elif self.config.probe == "after":
+            self.observe(self._rehearsal().probe())
+        self.probe_pending = False
+        merged = self.due()
+        if merged:
+            self._merge()
+        if self.config.probe == "before":
+            self._launch_probe()
+        return merged
+
+    # ---- the pieces of a step, for custom loops --------------------------------------------
+
+    def observe(self, history_loss: torch.Tensor) -> None:
+        """Give the controller one history loss, a floating-point scalar tensor; never waits."""
+        self._require_task("observe()")
+        if self.controller.is_open:
+            raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
+        kernels.check_loss(history_loss, self.binding.states[0].device)
+        self.controller.observe(history_loss.detach())
+
+    def due(self) -> bool:
+        """Count one update and say whether to merge now (under ``monitor``: to measure)."""
+        self._require_task("due()")
+        if self.controller.observed <= self.controller.host.steps:
+            raise RuntimeError("due() without a new history loss: call observe(loss) first")
+        return self.controller.due()
+
+    def open_merge(self) -> int:
+        """First half of a merge: snapshot and weigh; returns the memory steps to make now.
+
+        Raises: RuntimeError inside an open merge or when nothing was trained since the last one.
+        """
+        self._require_task("open_merge()")
+        if self.controller.is_open:
+            raise RuntimeError("open_merge() twice: call close_merge() first")
+        if self.controller.host.t == 0:
+            raise RuntimeError("open_merge() right after a merge: there is no interval to merge")
+        self.binding.heal()
+        try:
+            return self.controller.open()
+        finally:
+            self.binding.bump_versions()  # a rejected snapshot was put back
+
+    def close_merge(self) -> None:
+        """Second half of a merge: live and anchor become the fused parameters.
+
+        Raises: RuntimeError when no merge is open.
+        """
+        self._require_task("close_merge()")
+        if not self.controller.is_open:
+            raise RuntimeError("close_merge() before open_merge()")
+        self.binding.heal()
+        try:
+            self.controller.close()
+        finally:
+            self.binding.bump_versions()
+
+    def rollback(self) -> None:
+        """Put the live parameters back on the anchor (the last merge or the task's start).
+
+        The interval begins anew, an open merge is abandoned. Optimiser moments stay.
+        """
+        self._require_task("rollback()")
+        self.binding.heal()
+        self.controller.restart_interval()
+        self.binding.restore_anchor()
+        self._emit(events.Rollback(self.controller.task, self.controller.host.steps))
+        if self.rehearsal:
+            self.rehearsal.restore_moments()
+        if self.probe_pending:
+            self._launch_probe()
+
+    # ---- what happened -----------------------------------------------------------------------
+
+    def report(self) -> MergeReport:
+        """Merges by kind, what the controller did and why; ``print`` it."""
+        return summarise(self.events)
+
+    @property
+    def waits(self) -> int:
+        """How often the host waited for a decision of the device."""
+        return self.controller.mailbox.waits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a bit-identical resume needs, at any step: JSON-able scalars and tensors.
+
+        The model's and the optimiser's own states are saved by the caller, as always.
+        """
+        return state.save(self)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore a ``state_dict``; then enter ``task()`` of the same name to go on.
+
+        Raises:
+            RuntimeError: inside a task.
+            ValueError: another version, config or model; the first difference is named. Nothing
+                has changed then.
+        """
+        if self.in_task:
+            raise RuntimeError("load_state_dict() inside a task: load before entering task()")
+        state.load(self, saved)
+
+    # ---- internals -------------------------------------------------------------------------
+
+    def _begin_task(self, name: str, memory: RehearsalMemory | None) -> None:
+        if self.in_task:
+            raise RuntimeError(f"task {name!r} inside task {self.controller.task!r}: leave it first")
+        monitors = self._check_memory(name, memory)
+        if self.resumed is not None:
+            state.resume(self, name, memory)
+        else:
+            self.binding.heal()
+            self.binding.require_finite()
+            self.controller.begin_task(name, self.tasks_begun)
+            self.binding.set_anchor()
+            self.monitors = monitors
+            if memory is not None and monitors:
+                self._rehearsal().begin_task(memory, self.tasks_begun)
+            self.tasks_begun += 1
+            self.probe_pending = False
+            size = len(memory) if memory is not None else 0
+            self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))
+        self.in_task = True
+        if self.monitors and self.config.probe == "before" and not self.probe_pending:
+            if not self.controller.is_open:
+                self._launch_probe()
+
+    def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
+        if memory is None:
+            return False
+        if not isinstance(memory, RehearsalMemory):
+            raise TypeError(f"memory must be a RehearsalMemory, got {type(memory).__name__}")
+        if len(memory) == 0 and (self.tasks_begun > 0 and self.resumed is None):
+            raise ValueError(
+                f"task {name!r}: the memory is empty though a task was trained before; call "
+                "memory.add(task, records) after each task, or pass memory=None for plain training"
+            )
+        if len(memory):
+            self._rehearsal()
+        return len(memory) > 0
+
+    def _finish_interval(self) -> None:
+        """The end of a task: merge what is unfinished if asked, forget the probe ahead."""
+        final = self.config.schedule == "single" or self.config.merge_at_task_end
+        if self.controller.is_open:
+            raise RuntimeError("the task ended inside an open merge: call close_merge() first")
+        if self.probe_pending:
+            self.controller.restart_interval(keep_progress=True)
+            self.probe_pending = False
+        self.controller.finish_records()
+        self.controller.drain()
+        if final and self.monitors and self.controller.host.t > 0:
+            self._merge()
+
+    def _merge(self) -> None:
+        memory_steps = self.open_merge()
+        if memory_steps:
+            rehearsal = self._rehearsal()
+            with rehearsal.memory_phase():
+                for _ in range(memory_steps):
+                    rehearsal.memory_step()
+        self.close_merge()
+
+    def _launch_probe(self) -> None:
+        self.controller.observe(self._rehearsal().probe())
+        self.probe_pending = True
+
+    def _rehearsal(self) -> Rehearsal:
+        if self.rehearsal is None:
+            raise ValueError(
+                "rehearsal needs optimizer= and collate=; give both to FastAIMMerger, or use "
+                "observe(), due(), open_merge() and close_merge() in a task without memory"
+            )
+        return self.rehearsal
+
+    def _require_task(self, what: str) -> None:
+        if not self.in_task:
+            raise RuntimeError(f"{what} outside a task: use `with merger.task(name, memory):`")
+
+    def _emit(self, event: Event) -> None:
+        for sink in self._sinks:
+            sink(event)

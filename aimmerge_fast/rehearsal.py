@@ -1,0 +1,261 @@
+"""Forward and backward passes on the memory: history probes and the memory steps of a merge.
+
+Both run under random streams of their own (dropout included), so a run that only monitors trains to
+the same bits as a run without us.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.memory import MemoryStream, RehearsalMemory
+
+Batch = Any
+Collate = Callable[[list[Any]], Batch]
+LossFn = Callable[[Any, Batch], torch.Tensor]
+
+
+class PrivateRandomness:
+    """Random states that are swapped in for a block and put away again: torch, numpy, random."""
+
+    def __init__(self, seed: int, devices: list[torch.device]) -> None:
+        self._devices = [device for device in devices if device.type == "cuda"]
+        self.torch_states = [torch.Generator().manual_seed(seed).get_state()]
+        for device in self._devices:
+            self.torch_states.append(torch.Generator(device).manual_seed(seed).get_state())
+        self.numpy_state: Any = np.random.RandomState(seed % (1 << 32)).get_state()
+        self.python_state: Any = random.Random(seed).getstate()
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        outside = self._exchange((self.torch_states, self.numpy_state, self.python_state))
+        try:
+            yield
+        finally:
+            inside = self._exchange(outside)
+            self.torch_states, self.numpy_state, self.python_state = inside
+
+    def state_dict(self) -> dict[str, Any]:
+        kind, words, position, has_gauss, cached = self.numpy_state
+        version, internal, gauss = self.python_state
+        return {
+            "torch": list(self.torch_states),
+            "numpy": [kind, words.tolist(), int(position), int(has_gauss), float(cached)],
+            "python": [version, list(internal), gauss],
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        kind, words, *rest = saved["numpy"]
+        version, internal, gauss = saved["python"]
+        self.torch_states = list(saved["torch"])
+        self.numpy_state = (kind, np.array(words, dtype=np.uint32), *rest)
+        self.python_state = (version, tuple(internal), gauss)
+
+    def _exchange(self, states: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        generators = [torch.default_generator]
+        generators += [torch.cuda.default_generators[d.index or 0] for d in self._devices]
+        previous = ([g.get_state() for g in generators], np.random.get_state(), random.getstate())
+        for generator, state in zip(generators, states[0], strict=True):
+            generator.set_state(state)
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        return previous
+
+
+def default_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """``model(**batch).loss``, as Hugging Face models return it."""
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"collate returned {type(batch).__name__}; without loss_fn it must return a dict of the "
+            "model's inputs"
+        )
+    loss = getattr(model(**batch), "loss", None)
+    if not isinstance(loss, torch.Tensor):
+        raise TypeError(
+            "the model's output has no .loss; include labels in the batch or pass "
+            "loss_fn=lambda model, batch: …"
+        )
+    return loss
+
+
+class Rehearsal:
+    """Runs the model on memory records.
+
+    Args:
+        model: what ``loss_fn`` is called with.
+        config: batch sizes, optimiser mode, clipping, seeds.
+        optimizer: steps the memory batches (see ``AIMConfig.memory_optimizer``).
+        collate: list of records -> batch.
+        loss_fn: (model, batch) -> scalar loss.
+        scaler: a GradScaler of the training loop, used for the memory steps too.
+        autocast: makes the context in which forwards run.
+        devices: devices of the parameters, the first receives the batches.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: AIMConfig,
+        optimizer: torch.optim.Optimizer,
+        collate: Collate,
+        loss_fn: LossFn,
+        scaler: torch.amp.GradScaler | None,
+        autocast: Callable[[], AbstractContextManager[Any]] | None,
+        devices: list[torch.device],
+    ) -> None:
+        self._model, self._config = model, config
+        self._collate, self._loss_fn, self._scaler = collate, loss_fn, scaler
+        self._autocast = autocast or nullcontext
+        self._devices = devices
+        self.optimizer = optimizer
+        self.memory_optimizer = optimizer
+        if config.memory_optimizer == "separate":
+            self.memory_optimizer = _twin(optimizer)
+        self.saved_moments: dict[str, Any] | None = None
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        norms = nn.modules.batchnorm._NormBase
+        self._running = [m for m in modules if isinstance(m, norms) and m.track_running_stats]
+        self._modules = modules
+
+    def begin_task(self, memory: RehearsalMemory, task: int) -> None:
+        """Fresh random streams and fresh cursors over the memory for task number ``task``."""
+        self._memory = memory
+        seed = self._config.seed * 1_000_003 + task
+        fresh = self._config.policy == "released"  # a new permutation at every draw, as its code
+        self.streams: dict[str, MemoryStream] = {
+            name: memory.stream(name, fresh=fresh, salt=task) for name in ("probe", "memory")
+        }
+        self.randomness = {
+            name: PrivateRandomness(seed + offset, self._devices)
+            for offset, name in enumerate(("probe", "memory"))
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cursors and random states of the task, JSON-able but for the tensors."""
+        separate = self.memory_optimizer is not self.optimizer
+        return {
+            "memory": self._memory.fingerprint(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "randomness": {name: r.state_dict() for name, r in self.randomness.items()},
+            "memory_optimizer": self.memory_optimizer.state_dict() if separate else None,
+            "saved_moments": self.saved_moments,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], memory: RehearsalMemory, task: int) -> None:
+        """Go on with task number ``task`` where ``state_dict`` left off."""
+        self.begin_task(memory, task)
+        for name in self.streams:
+            self.streams[name].load_state_dict(saved["streams"][name])
+            self.randomness[name].load_state_dict(saved["randomness"][name])
+        if saved["memory_optimizer"] is not None:
+            self.memory_optimizer.load_state_dict(saved["memory_optimizer"])
+        self.saved_moments = saved["saved_moments"]
+
+    def probe(self) -> torch.Tensor:
+        """Loss of one history batch, without a graph; () on the model's device."""
+        records = self._config.history_batch
+        with ExitStack() as stack:
+            stack.enter_context(self.randomness["probe"].swapped_in())
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(self._probing_mode())
+            return self._loss("probe", records).detach()
+
+    @contextmanager
+    def memory_phase(self) -> Iterator[None]:
+        """Around the memory steps: the loop's gradients are put aside, ``snapshot`` moments too."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters]
+        self.save_moments()
+        try:
+            yield
+        finally:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self.restore_moments()
+
+    def save_moments(self) -> None:
+        if self._config.memory_optimizer == "snapshot" and self.saved_moments is None:
+            self.saved_moments = copy.deepcopy(self.optimizer.state_dict())
+
+    def restore_moments(self) -> None:
+        if self.saved_moments is not None:
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(self.saved_moments)
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self.saved_moments = None
+
+    def memory_step(self) -> None:
+        """One optimiser update on one memory batch, at the loop's current learning rate."""
+        optimizer, scaler = self.memory_optimizer, self._scaler
+        if optimizer is not self.optimizer:
+            for mine, theirs in zip(
+                optimizer.param_groups, self.optimizer.param_groups, strict=True
+            ):
+                mine["lr"] = theirs["lr"]
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.randomness["memory"].swapped_in(), torch.enable_grad():
+            loss = self._loss("memory", self._config.memory_batch)
+            if self._config.policy == "released":
+                loss = loss / self._config.accumulation
+            (scaler.scale(loss) if scaler else loss).backward()
+        if self._config.max_grad_norm is not None:
+            if scaler:
+                scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _loss(self, stream: str, records: int) -> torch.Tensor:
+        batch = self._collate(self.streams[stream].draw(records))
+        with self._autocast():
+            return self._loss_fn(self._model, _to_device(batch, self._devices[0]))
+
+    @contextmanager
+    def _probing_mode(self) -> Iterator[None]:
+        """Running statistics never move; dropout stays on unless the config turns it off."""
+        chosen = self._running if self._config.probe_dropout else self._modules
+        training = [module for module in chosen if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """A new optimizer of the same class and settings over the same parameters."""
+    groups = [dict(group) for group in optimizer.param_groups]
+    try:
+        return type(optimizer)(groups, **optimizer.defaults)
+    except TypeError as error:
+        raise ValueError(
+            f"memory_optimizer='separate' cannot build a second {type(optimizer).__name__} "
+            f"({error}); use 'snapshot' or 'shared'"
+        ) from None
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    if isinstance(batch, torch.Tensor):
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: _to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to_device(value, device) for value in batch)
+    return batch

@@ -1,0 +1,88 @@
+"""The bandwidth ceiling of this machine in this run: triad and copy, all threads, cold.
+
+A triad ``a[i] = b[i] + s * c[i]`` counts 12 bytes per fp32 entry. A plain store first reads the line
+it overwrites, which is not counted; the non-temporal triad does not, and needs the compiled module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from timing import Call, Effort, cold
+from torch import Tensor
+
+try:
+    from aimmerge_fast import _native
+except ImportError:
+    _native = None  # type: ignore[assignment,unused-ignore]
+
+#: Entries of one array: LLaMA2-7B's adapter, so that a call lasts as long as what it is compared to.
+ENTRIES = 4_194_304
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceiling:
+    """GB/s of counted bytes; ``nontemporal`` is None where no compiled triad can run."""
+
+    plain: float
+    nontemporal: float | None
+    copy: float
+    note: str
+
+    @property
+    def best(self) -> float:
+        """The better of plain and non-temporal triad: what the merges are held against."""
+        return max(self.plain, self.nontemporal or 0.0)
+
+
+def measure(device: torch.device, effort: Effort, entries: int = ENTRIES) -> Ceiling:
+    """Measure the ceiling of ``device`` on arrays of ``entries`` fp32 values."""
+    sets = [
+        [torch.ones(entries, device=device) for _ in range(3)]
+        for _ in range(effort.rotation(3 * 4 * entries))
+    ]
+    plain, nontemporal, note = _triads(device)
+    arms: dict[str, list[Call]] = {"plain": [_call(plain, arrays) for arrays in sets]}
+    if nontemporal is not None:
+        arms["nontemporal"] = [_call(nontemporal, arrays) for arrays in sets]
+    arms["copy"] = [_call(_copy, arrays) for arrays in sets]
+    spreads = cold(arms, effort, device)
+    gbs = {
+        name: (8 if name == "copy" else 12) * entries / spread.headline(device) / 1e3
+        for name, spread in spreads.items()
+    }
+    return Ceiling(gbs["plain"], gbs.get("nontemporal"), gbs["copy"], note)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor], object]
+
+
+def _triads(device: torch.device) -> tuple[Kernel, Kernel | None, str]:
+    if device.type == "cpu" and hasattr(_native, "triad"):
+        return (_native_triad(False), _native_triad(True), "compiled triad")
+    if device.type == "cpu":
+        reason = "no native module: torch's triad stands in, non-temporal stores not run"
+        return _torch_triad, None, reason
+    return _torch_triad, None, "torch's triad; the non-temporal triad is a CPU kernel"
+
+
+def _native_triad(nontemporal: bool) -> Kernel:
+    def triad(a: Tensor, b: Tensor, c: Tensor) -> None:
+        _native.triad(a.data_ptr(), b.data_ptr(), c.data_ptr(), a.numel(), nontemporal)
+
+    return triad
+
+
+def _torch_triad(a: Tensor, b: Tensor, c: Tensor) -> None:
+    torch.add(b, c, alpha=0.5, out=a)
+
+
+def _copy(a: Tensor, b: Tensor, c: Tensor) -> None:
+    a.copy_(b)
+
+
+def _call(kernel: Kernel, arrays: list[Tensor]) -> Call:
+    a, b, c = arrays
+    return lambda: kernel(a, b, c)

@@ -1,0 +1,73 @@
+"""What a result was measured on: device, versions, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def device_of(name: str) -> torch.device:
+    """The device of this name; ``ValueError`` says what is known, or why it cannot be used.
+
+    ``auto`` is the GPU where torch finds one, else the CPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ValueError(f"unknown device {name!r}; known are auto, cpu, cuda and cuda:INDEX")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device {name!r}: torch finds {count} CUDA devices here; use cpu")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, "CPU" first where it is one."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"CPU: {_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides the figures; None where it is not installed."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "triton": _version("triton"),
+        "aimmerge_fast": _version("aimmerge_fast"),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the tree that this file lies in; None where git does not know it."""
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,41 @@
+"""Count the kernels that one call starts."""
+
+from __future__ import annotations
+
+import torch
+from timing import Call
+
+#: Torch operations that start no kernel: they allocate or re-describe memory.
+_NO_KERNEL = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("empty", "empty_like", "empty_strided", "as_strided", "view", "detach", "alias"),
+        *("reshape", "slice", "select", "unsqueeze", "squeeze", "expand", "unbind", "resolve_conj"),
+        *("resolve_neg", "result_type", "lift_fresh", "_reshape_alias", "split", "item"),
+    )
+)
+
+
+def count(call: Call, device: torch.device) -> int:
+    """Kernels of one call that torch's profiler sees.
+
+    On a GPU: the device's kernels, copies and fills. On a CPU: torch operations that call no other,
+    which leaves out compiled code (``Arm.unseen`` adds it).
+    """
+    call()
+    if device.type == "cuda":
+        activity = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as trace:
+            call()
+            torch.cuda.synchronize(device)
+        gpu = torch.autograd.DeviceType.CUDA
+        return sum(event.device_type == gpu for event in trace.events())
+    # The older recorder: the newer one writes to the terminal, and costs a second per use.
+    with torch.autograd.profiler.profile(use_kineto=False) as record:
+        call()
+    return sum(_starts_kernel(event) for event in record.function_events)
+
+
+def _starts_kernel(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+    children = [child for child in event.cpu_children if child.name not in _NO_KERNEL]
+    return event.name.startswith("aten::") and event.name not in _NO_KERNEL and not children

@@ -1,0 +1,115 @@
+"""Measure one backbone: the gate, then every arm cold and hot, then the per-step hook."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import gate
+import launches
+import timing
+import torch
+from backbones import Backbone
+from ours import ALPHAS, Ours, counted_bytes
+from rivals import COMPILED, RIVALS, Arm, Importance
+from timing import Call, Effort, Spread
+from torch import Tensor
+
+#: The arm that times the released code's importance scores: per training step, not per merge.
+IMPORTANCE = "importance"
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Everything that was measured on one backbone.
+
+    ``spreads[cache][arm]`` in µs per merge (``importance``: per step), ``host_us[backend]`` in µs
+    per step hook, ``launches[arm]`` per merge, ``skipped[arm]`` the reason that an arm has no time.
+    """
+
+    backbone: Backbone
+    tensors: int
+    bytes_per_merge: int
+    launches: dict[str, int]
+    host_us: dict[str, float]
+    spreads: dict[str, dict[str, Spread]]
+    skipped: dict[str, str]
+
+
+def backbone(
+    what: Backbone, backends: list[str], device: torch.device, effort: Effort, progress: Progress
+) -> Measured:
+    """Check every arm against Eq. 7, then time them; ``GateError`` before anything is timed."""
+    inputs = gate.Inputs.draw(what.shapes(), device)
+    makers: dict[str, Callable[[list[Tensor]], Arm]] = {
+        name: functools.partial(Ours, name) for name in backends
+    }
+    for name, rival in RIVALS.items():
+        makers[name] = functools.partial(rival, alphas=ALPHAS)
+    counts, skipped, host_us = {}, {}, {}
+    for name, make in makers.items():
+        progress(f"{what.title}: checking {name}")
+        try:
+            arm = gate.check(name, make, inputs, ours=name in backends)
+        except RuntimeError as error:  # what torch.compile raises without a working compiler
+            if name != COMPILED or isinstance(error, gate.GateError):
+                raise
+            skipped[name] = f"torch.compile failed: {_first_line(error)}"
+            continue
+        counts[name] = launches.count(_merge(arm), device) + arm.unseen
+        if isinstance(arm, Ours):
+            host_us[name] = _hook(arm, effort, device)
+    working = {name: make for name, make in makers.items() if name not in skipped}
+    spreads = _times(what, working, inputs, effort, progress)
+    sample = inputs.tensors()
+    return Measured(
+        what, len(sample), counted_bytes(sample), counts, host_us, spreads, skipped
+    )
+
+
+def _times(
+    what: Backbone,
+    makers: dict[str, Callable[[list[Tensor]], Arm]],
+    inputs: gate.Inputs,
+    effort: Effort,
+    progress: Progress,
+) -> dict[str, dict[str, Spread]]:
+    device = inputs.start.device
+    # A set holds live and anchor at the least; whatever else an arm keeps makes it colder still.
+    sets = effort.rotation(2 * inputs.start.numel() * inputs.start.element_size())
+    progress(f"{what.title}: {sets} sets for each of {len(makers) + 1} arms")
+    arms: dict[str, list[Call]] = {
+        name: [_merge(make(_moved(inputs))) for _ in range(sets)] for name, make in makers.items()
+    }
+    arms[IMPORTANCE] = [Importance(inputs.tensors()).step for _ in range(sets)]
+    progress(f"{what.title}: timing cold")
+    cold = timing.cold(arms, effort, device)
+    progress(f"{what.title}: timing hot")
+    hot = timing.hot({name: calls[0] for name, calls in arms.items()}, effort, device)
+    return {"cold": cold, "hot": hot}
+
+
+def _moved(inputs: gate.Inputs) -> list[Tensor]:
+    """Live tensors of a set. Its first merge makes live equal to anchor; no arm's time depends on
+    the values, and moving them between two samples would warm the cache."""
+    return [tensor + 1e-3 for tensor in inputs.tensors()]
+
+
+def _merge(arm: Arm) -> Call:
+    def merge() -> None:  # holds the arm itself: its kernels know only addresses
+        arm.open_()
+        arm.close_()
+
+    return merge
+
+
+def _hook(arm: Ours, effort: Effort, device: torch.device) -> float:
+    loss = torch.tensor(0.3)
+    return timing.per_call(lambda: arm.observe_(loss), effort.hook_calls, device)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

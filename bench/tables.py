@@ -1,0 +1,126 @@
+"""Results as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from ceiling import Ceiling
+from measure import IMPORTANCE, Measured
+
+#: The paper's epoch: 1,000 records at batch 8.
+STEPS_PER_EPOCH = 1_000 // 8
+#: S' >= 2 always (a threshold step is never judged), so at most every second step merges.
+MERGES_PER_EPOCH = STEPS_PER_EPOCH // 2
+CACHES = ("cold", "hot")
+
+
+def engine_minutes(hook_us: float, merge_us: float) -> float:
+    """Minutes per epoch that the engine takes at the highest rate the controller allows."""
+    return (STEPS_PER_EPOCH * hook_us + MERGES_PER_EPOCH * merge_us) / 60e6
+
+
+def cases(
+    measured: list[Measured], ceiling: Ceiling, device: torch.device
+) -> list[dict[str, Any]]:
+    """One record per cache state, backbone and backend, the cold ones first."""
+    return [
+        _case(one, backend, cache, ceiling, device)
+        for cache in CACHES
+        for one in measured
+        for backend in one.host_us
+    ]
+
+
+def _case(
+    one: Measured, backend: str, cache: str, ceiling: Ceiling, device: torch.device
+) -> dict[str, Any]:
+    times = {name: s.headline(device) for name, s in one.spreads[cache].items()}
+    us = times[backend]
+    gbs = one.bytes_per_merge / us / 1e3
+    return {
+        "backbone": one.backbone.name,
+        "backend": backend,
+        "entries": one.backbone.entries(),
+        "tensors": one.tensors,
+        "us": round(us, 2),
+        "gbs": round(gbs, 3),
+        "ceiling_fraction": round(gbs / ceiling.best, 4),
+        "released_us": _rounded(times.get("released")),
+        "foreach_us": _rounded(times.get("foreach")),
+        "compiled_us": _rounded(times.get("compiled")),
+        "host_us": round(one.host_us[backend], 3),
+        "launches": one.launches[backend],
+        "cache": cache,
+        "engine_minutes_per_epoch": round(engine_minutes(one.host_us[backend], us), 9),
+        "table6_overhead_minutes": one.backbone.table6_overhead,
+    }
+
+
+def details(measured: list[Measured], ceiling: Ceiling) -> dict[str, Any]:
+    """What the one-line summary leaves out: all spreads, launches and skipped arms."""
+    return {
+        "ceiling": {**dataclasses.asdict(ceiling), "best": ceiling.best},
+        "measured": [
+            {
+                "backbone": one.backbone.name,
+                "spreads_us": {
+                    cache: {arm: dataclasses.asdict(s) for arm, s in spreads.items()}
+                    for cache, spreads in one.spreads.items()
+                },
+                "launches": one.launches,
+                "skipped": one.skipped,
+            }
+            for one in measured
+        ],
+    }
+
+
+def ceiling_text(ceiling: Ceiling) -> str:
+    """The ceiling in one line, GB/s of counted bytes."""
+    streamed = f"{ceiling.nontemporal:.1f}" if ceiling.nontemporal else "not run"
+    return (
+        f"ceiling, cold, GB/s: triad {ceiling.plain:.1f}, non-temporal triad {streamed}, "
+        f"copy {ceiling.copy:.1f} ({ceiling.note}); percentages are of {ceiling.best:.1f}"
+    )
+
+
+def backbone_text(one: Measured, ceiling: Ceiling, device: torch.device) -> str:
+    """The table of one backbone: every arm, cold and hot, and what an epoch costs."""
+    lines = [
+        f"{one.backbone.title}: {one.backbone.entries():,} entries in {one.tensors} tensors, "
+        f"{one.bytes_per_merge / 1e6:.1f} MB per merge",
+        f"  {'cache':5} {'arm':10} {'p20 µs':>10} {'p50 µs':>10} {'p80 µs':>10} {'GB/s':>7} "
+        f"{'ceiling':>8} {'launches':>8} {'hook µs':>8}",
+    ]
+    for cache in CACHES:
+        arms = [name for name in one.spreads[cache] if name != IMPORTANCE]
+        lines += [_row(one, cache, arm, ceiling, device) for arm in arms]
+    lines += [f"  {arm}: not run, {reason}" for arm, reason in one.skipped.items()]
+    scores = one.spreads["cold"][IMPORTANCE].headline(device)
+    lines.append(f"  released, its unused importance scores apart: {scores:,.0f} µs per step, cold")
+    lines += [_epoch(one, backend, device) for backend in one.host_us]
+    return "\n".join(lines)
+
+
+def _row(one: Measured, cache: str, arm: str, ceiling: Ceiling, device: torch.device) -> str:
+    spread = one.spreads[cache][arm]
+    gbs = one.bytes_per_merge / spread.headline(device) / 1e3
+    hook = f"{one.host_us[arm]:8.2f}" if arm in one.host_us else f"{'-':>8}"
+    return (
+        f"  {cache:5} {arm:10} {spread.p20:10,.1f} {spread.p50:10,.1f} {spread.p80:10,.1f} "
+        f"{gbs:7.1f} {gbs / ceiling.best:8.0%} {one.launches[arm]:8,} {hook}"
+    )
+
+
+def _epoch(one: Measured, backend: str, device: torch.device) -> str:
+    us = one.spreads["cold"][backend].headline(device)
+    minutes = engine_minutes(one.host_us[backend], us)
+    paper = one.backbone.table6_overhead
+    beside = "no row" if paper is None else f"{paper:.1f} min on 8 V100"
+    return f"  {backend}: {minutes:.6f} engine minutes per epoch; Table 6's overhead: {beside}"
+
+
+def _rounded(us: float | None) -> float | None:
+    return None if us is None else round(us, 2)

@@ -1,0 +1,147 @@
+"""Time calls on a shared machine: rotating data for cold runs, repeated data for hot ones.
+
+A core that somebody else uses for a moment adds 4-8 ms to one sample, so a spread is reported and
+never a mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+Call = Callable[[], object]
+
+#: Bytes that the sets of one cold arm must cover, so that no cache holds what comes next.
+ROTATION_BYTES = 300_000_000
+#: Runs in a row of a hot sample, of which the last is timed: the arm before it leaves a foreign cache.
+HOT_RUN = 3
+#: Fewest samples of an arm, however slow it is.
+FEWEST_SAMPLES = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Percentiles of one arm's samples, in µs."""
+
+    p20: float
+    p50: float
+    p80: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        ordered = sorted(samples)
+        last = len(ordered) - 1
+        return cls(*(ordered[round(last * share)] for share in (0.2, 0.5, 0.8)))
+
+    def headline(self, device: torch.device) -> float:
+        """p20 on a CPU, whose cores are often shared; the median on a GPU."""
+        return self.p20 if device.type == "cpu" else self.p50
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to measure: samples per arm, and the seconds one arm may take for them."""
+
+    samples: int
+    seconds: float
+    hook_calls: int
+    rotation_bytes: int = ROTATION_BYTES
+
+    def rotation(self, bytes_per_set: int) -> int:
+        """Sets needed until they cover ``rotation_bytes``."""
+        return max(1, math.ceil(self.rotation_bytes / max(1, bytes_per_set)))
+
+
+FULL = Effort(samples=200, seconds=3.0, hook_calls=20_000)
+QUICK = Effort(samples=40, seconds=0.4, hook_calls=2_000)
+
+
+def stopwatch(device: torch.device) -> Callable[[Call], float]:
+    """A function that runs a call once and returns its µs: host clock, or CUDA events on a GPU."""
+    if device.type == "cpu":
+
+        def host(call: Call) -> float:
+            begin = time.perf_counter()
+            call()
+            return (time.perf_counter() - begin) * 1e6
+
+        return host
+
+    def events(call: Call) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e3
+
+    return events
+
+
+def cold(arms: dict[str, list[Call]], effort: Effort, device: torch.device) -> dict[str, Spread]:
+    """Spread of each arm over its rotating sets, the arms interleaved so that drift hits them all."""
+    return _sample(arms, effort, device, repeat=1)
+
+
+def hot(arms: dict[str, Call], effort: Effort, device: torch.device) -> dict[str, Spread]:
+    """Spread of each arm on one set that its own two runs before have just touched."""
+    return _sample({name: [call] for name, call in arms.items()}, effort, device, repeat=HOT_RUN)
+
+
+def per_call(call: Call, calls: int, device: torch.device) -> float:
+    """Median µs of one call of a short function, over batches of 100 calls in a row.
+
+    On a GPU this is host time: the device is waited for between the batches, outside the clock.
+    """
+    batch, samples = 100, []
+    with _quiet():
+        for _ in range(max(1, calls // batch)):
+            begin = time.perf_counter()
+            for _ in range(batch):
+                call()
+            samples.append((time.perf_counter() - begin) * 1e6 / batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    return Spread.of(samples).p50
+
+
+def _sample(
+    arms: dict[str, list[Call]], effort: Effort, device: torch.device, repeat: int
+) -> dict[str, Spread]:
+    clock = stopwatch(device)
+    samples: dict[str, list[float]] = {name: [] for name in arms}
+    with _quiet():
+        limits = {name: _limit(sets, effort, clock, repeat) for name, sets in arms.items()}
+        for turn in range(effort.samples):
+            for name, sets in arms.items():
+                # A slow arm sits out turns, evenly spread, instead of running first and alone.
+                if turn * limits[name] % effort.samples < limits[name]:
+                    call = sets[len(samples[name]) % len(sets)]
+                    samples[name].append([clock(call) for _ in range(repeat)][-1])
+    return {name: Spread.of(values) for name, values in samples.items()}
+
+
+def _limit(sets: list[Call], effort: Effort, clock: Callable[[Call], float], repeat: int) -> int:
+    """Warm every set once; how many samples then fit into the arm's seconds."""
+    once = min(clock(call) for call in sets) * repeat / 1e6
+    return min(effort.samples, max(FEWEST_SAMPLES, int(effort.seconds / max(once, 1e-9))))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection inside a timed region."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
