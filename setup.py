@@ -162,15 +162,15 @@ def toolchain() -> Toolchain | str:
         return "pybind11 cannot be imported"
     import pybind11
 
-    paths = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
-    python = [f"-I{path}" for path in sorted(paths)]
+    paths = sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")})
+    python = [word for path in paths for word in ("-isystem", path)]  # its warnings are not ours
     missing = attempt([*cxx, "-std=c++20", *python], HEADER_PROBE)
     if missing is not None:
         return f"the headers of Python (python3-dev) do not compile ({missing})"
     openmp = attempt([*cxx, "-std=c++20", "-fopenmp"], OPENMP_PROBE) is None
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
     flags = [*OPTIMISE, *extra, *EXACT, *(["-fopenmp"] if openmp else [])]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{pybind11.get_include()}", *python]
+    includes = [f"-I{ROOT / 'csrc'}", "-isystem", pybind11.get_include(), *python]
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True)
     words = version.stdout.splitlines()[0]
     return Toolchain(cxx, words, ninja, includes, flags, openmp, find_cuda())

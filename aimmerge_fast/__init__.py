@@ -24,7 +24,7 @@ _HOMES = {
     "ReferenceAIMMerger": "reference",
     "RehearsalMemory": "memory",
 }
-__all__ = ["AIMConfig", "FastAIMMerger", "ReferenceAIMMerger", "RehearsalMemory"]  # noqa: F822
+__all__ = ["AIMConfig", "FastAIMMerger", "ReferenceAIMMerger", "RehearsalMemory"]
 
 
 def __getattr__(name: str) -> Any:

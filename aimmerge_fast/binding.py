@@ -39,11 +39,10 @@ class Binding:
         self.mids = [kernels.new_arena(table) for table in tables]
         several = len(tables) > 1
         self.states = [kernels.new_state(config, defer=several) for _ in tables]
+        names = [kernels.choose(backend, device).name for device in devices]
         self._engines = [
-            kernels.engine(kernels.choose(backend, device).name, *buffers)
-            for device, *buffers in zip(
-                devices, tables, self.anchors, self.mids, self.states, strict=True
-            )
+            kernels.engine(*bound)
+            for bound in zip(names, tables, self.anchors, self.mids, self.states, strict=True)
         ]
         self.engine: kernels.Engine = (
             kernels.Group(self._engines, self.states) if several else self._engines[0]
@@ -93,9 +92,7 @@ class Binding:
         if self._optimizer is None:
             return
         held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        for name, tensor in zip(
-            self.parameters.names, self.parameters.tensors(), strict=True
-        ):
+        for name, tensor in zip(self.parameters.names, self.parameters.tensors(), strict=True):
             if id(tensor) not in held:
                 raise ValueError(
                     f"the optimizer does not hold parameter {name!r}; build it over the parameters "

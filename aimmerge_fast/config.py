@@ -137,7 +137,7 @@ class AIMConfig:
         self._check_contradictions()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that this policy reads, JSON-able; ``from_dict`` gives the same config back."""
+        """The fields that this policy reads, JSON-able; ``from_dict`` gives the config back."""
         fields = dataclasses.asdict(self)
         fields["merge_at"] = list(self.merge_at)
         foreign = _foreign_fields(self.policy)
@@ -145,7 +145,7 @@ class AIMConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> AIMConfig:
-        """Build a config from a mapping; an unknown key raises ``ValueError`` with the known ones."""
+        """Build a config from a mapping; an unknown key raises ``ValueError`` listing the known."""
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - known)
         if unknown:
@@ -158,7 +158,7 @@ class AIMConfig:
         for name in sorted(_foreign_fields(self.policy)):
             if getattr(self, name) is not None:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r}: policy {self.policy!r} does not read {name!r}; "
+                    f"{name}={getattr(self, name)!r}: policy {self.policy!r} does not read it; "
                     f"leave it out or choose policy {_other(self.policy)!r}"
                 )
         released = self.policy == "released"

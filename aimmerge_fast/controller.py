@@ -64,7 +64,7 @@ class Controller:
     # ---- one task ------------------------------------------------------------------------
 
     def begin_task(self, name: str, number: int) -> None:
-        """Start task ``number``: everything but the ring begins anew. Blocks, like any task start."""
+        """Start task ``number``: everything but the ring begins anew; blocks."""
         self.finish_records()
         self.mailbox.read = self.launched  # an aborted task may have left a probe unread
         for state in self._states:
@@ -199,9 +199,7 @@ class Controller:
             self.bad_in_a_row = 0
             return
         self.bad_in_a_row += 1
-        self._emit(
-            events.Skip(self.task, self.reported, record.t, record.loss, self.bad_in_a_row)
-        )
+        self._emit(events.Skip(self.task, self.reported, record.t, record.loss, self.bad_in_a_row))
         if self.bad_in_a_row >= self._config.max_bad_probes:
             count, self.bad_in_a_row = self.bad_in_a_row, 0
             raise BadProbes(

@@ -256,7 +256,9 @@ class FastAIMMerger:
 
     def _begin_task(self, name: str, memory: RehearsalMemory | None) -> None:
         if self.in_task:
-            raise RuntimeError(f"task {name!r} inside task {self.controller.task!r}: leave it first")
+            raise RuntimeError(
+                f"task {name!r} inside task {self.controller.task!r}: leave it first"
+            )
         monitors = self._check_memory(name, memory)
         if self.resumed is not None:
             state.resume(self, name, memory)

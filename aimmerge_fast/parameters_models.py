@@ -134,7 +134,7 @@ def _choose(adapters: str | Sequence[str] | None, survey: _Survey) -> list[str]:
     if adapters is None:
         return list(survey.active)
     names = [adapters] if isinstance(adapters, str) else adapters
-    known = ", ".join(map(repr, survey.known)) or "none"
+    known = ", ".join(map(repr, sorted(survey.known))) or "none"
     if not isinstance(names, Sequence) or not names:
         raise ValueError(f"adapters={adapters!r} names no adapter; the model has: {known}")
     for name in names:

@@ -184,7 +184,7 @@ class ReleasedController(ReferenceController):
         if not rising:
             return int(min(float(config.s_max), self.S * factor))  # clipped first: it may be inf
         shrunk = max(config.s_min, int(self.S / factor))
-        return max(1, shrunk // 2) if shrunk >= config.s_switch else shrunk
+        return shrunk // 2 if shrunk >= config.s_switch else shrunk
 
 
 def reference_controller(config: AIMConfig, *, task: int = 0) -> ReferenceController:

@@ -75,8 +75,8 @@ def default_loss(model: Any, batch: Batch) -> torch.Tensor:
     """``model(**batch).loss``, as Hugging Face models return it."""
     if not isinstance(batch, Mapping):
         raise TypeError(
-            f"collate returned {type(batch).__name__}; without loss_fn it must return a dict of the "
-            "model's inputs"
+            f"collate returned {type(batch).__name__}; without loss_fn it must return a dict of "
+            "the model's inputs"
         )
     loss = getattr(model(**batch), "loss", None)
     if not isinstance(loss, torch.Tensor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from timing import Call
 
@@ -14,6 +16,9 @@ _NO_KERNEL = frozenset(
         *("resolve_neg", "result_type", "lift_fresh", "_reshape_alias", "split", "item"),
     )
 )
+
+# Read at the profiler's first use: without it every use writes two lines to the terminal.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def count(call: Call, device: torch.device) -> int:
@@ -30,7 +35,7 @@ def count(call: Call, device: torch.device) -> int:
             torch.cuda.synchronize(device)
         gpu = torch.autograd.DeviceType.CUDA
         return sum(event.device_type == gpu for event in trace.events())
-    # The older recorder: the newer one writes to the terminal, and costs a second per use.
+    # The plain recorder: Kineto's costs a second per use.
     with torch.autograd.profiler.profile(use_kineto=False) as record:
         call()
     return sum(_starts_kernel(event) for event in record.function_events)

@@ -64,9 +64,7 @@ def backbone(
     working = {name: make for name, make in makers.items() if name not in skipped}
     spreads = _times(what, working, inputs, effort, progress)
     sample = inputs.tensors()
-    return Measured(
-        what, len(sample), counted_bytes(sample), counts, host_us, spreads, skipped
-    )
+    return Measured(what, len(sample), counted_bytes(sample), counts, host_us, spreads, skipped)
 
 
 def _times(
@@ -87,7 +85,7 @@ def _times(
     progress(f"{what.title}: timing cold")
     cold = timing.cold(arms, effort, device)
     progress(f"{what.title}: timing hot")
-    hot = timing.hot({name: calls[0] for name, calls in arms.items()}, effort, device)
+    hot = timing.hot({name: arms[name][0] for name in makers}, effort, device)
     return {"cold": cold, "hot": hot}
 
 

@@ -21,9 +21,7 @@ def engine_minutes(hook_us: float, merge_us: float) -> float:
     return (STEPS_PER_EPOCH * hook_us + MERGES_PER_EPOCH * merge_us) / 60e6
 
 
-def cases(
-    measured: list[Measured], ceiling: Ceiling, device: torch.device
-) -> list[dict[str, Any]]:
+def cases(measured: list[Measured], ceiling: Ceiling, device: torch.device) -> list[dict[str, Any]]:
     """One record per cache state, backbone and backend, the cold ones first."""
     return [
         _case(one, backend, cache, ceiling, device)

@@ -64,9 +64,7 @@ def _altered(trace: Trace, change: Callable[[Trace], Any]) -> Trace:
         (lambda t: t["merges"].append(t["merges"][3]), "1 merges of the trace did not happen"),
     ],
 )
-def test_the_driver_names_the_first_difference(
-    change: Callable[[Trace], Any], named: str
-) -> None:
+def test_the_driver_names_the_first_difference(change: Callable[[Trace], Any], named: str) -> None:
     trace = next(trace for trace in TRACES if trace["id"] == "paper-00-worked-example")
     with pytest.raises(AssertionError, match=named):
         run_trace(reference_controller(config_of(trace)), _altered(trace, change))

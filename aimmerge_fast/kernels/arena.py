@@ -33,8 +33,8 @@ def check_live(live: Sequence[torch.Tensor]) -> torch.device:
             )
         if tensor.dim() != 1 or not tensor.is_contiguous():
             raise ValueError(
-                f"live[{index}] has shape {tuple(tensor.shape)} and strides {tensor.stride()}; pass "
-                "1-D contiguous views (Parameters.flat())"
+                f"live[{index}] has shape {tuple(tensor.shape)} and strides {tensor.stride()}; "
+                "pass 1-D contiguous views (Parameters.flat())"
             )
         if tensor.device != live[0].device:
             raise ValueError(

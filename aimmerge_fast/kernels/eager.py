@@ -102,7 +102,7 @@ def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float
 
 
 def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
-    """sum |live - anchor| in order P: an fp32 difference, then fp64 additions in one fixed order."""
+    """sum |live - anchor| in order P: an fp32 difference, then fp64 additions in fixed order."""
     partials = [_tile_sums(x, a) for x, a in zip(live, anchor, strict=True) if x.numel()]
     if not partials:
         return 0.0
