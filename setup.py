@@ -105,7 +105,7 @@ def attempt(command: list[str], source: str) -> str | None:
             return f"{command[0]}: {getattr(error, 'strerror', None) or error}"
     if done.returncode == 0:
         return None
-    lines = [line.strip() for line in done.stderr.splitlines() if "error" in line]
+    lines = [line.strip() for line in done.stderr.splitlines() if "error:" in line]
     detail = lines[0].replace(folder + os.sep, "") if lines else f"exit {done.returncode}"
     return f"{command[0]}: {detail}"
 
@@ -233,7 +233,7 @@ class BuildNative(build_ext):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         print(done.stdout, done.stderr, sep="", file=sys.stderr)
         if done.returncode != 0:
-            errors = [line.strip() for line in done.stdout.splitlines() if "error" in line]
+            errors = [line.strip() for line in done.stdout.splitlines() if "error:" in line]
             reason = f"compiling csrc failed ({errors[0] if errors else 'see the build log'})"
             self.distribution.native_failure = reason
             raise CompileError(reason)

@@ -51,8 +51,8 @@ def require_records(task: str, records: object) -> list[Record]:
     for index, record in enumerate(every):
         if not isinstance(record, Mapping) or not all(isinstance(key, str) for key in record):
             raise ValueError(
-                f"record {index} of task {task!r} is a {type(record).__name__}; each must be a "
-                "mapping from strings to values"
+                f"record {index} of task {task!r} is of type {type(record).__name__}; each must "
+                "be a mapping from strings to values"
             )
     if not every:
         raise ValueError(f"task {task!r} has no records; add at least one")

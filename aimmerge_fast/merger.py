@@ -14,7 +14,7 @@ from torch import nn
 from aimmerge_fast import events, kernels, state
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.controller import Controller
+from aimmerge_fast.controller import BadProbes, Controller, MergeRejected
 from aimmerge_fast.events import Event, EventLog
 from aimmerge_fast.memory import RehearsalMemory
 from aimmerge_fast.rehearsal import Collate, LossFn, Rehearsal, default_loss
@@ -153,11 +153,14 @@ class FastAIMMerger:
         elif self.config.probe == "after":
             self.observe(self._rehearsal().probe())
         self.probe_pending = False
-        merged = self.due()
-        if merged:
-            self._merge()
-        if self.config.probe == "before":
-            self._launch_probe()
+        try:
+            merged = self.due()
+            if merged:
+                self._merge()
+        except (MergeRejected, BadProbes):
+            self._probe_ahead()  # a caller that catches these goes on with the next update
+            raise
+        self._probe_ahead()
         return merged
 
     # ---- the pieces of a step, for custom loops --------------------------------------------
@@ -167,8 +170,7 @@ class FastAIMMerger:
         self._require_task("observe()")
         if self.controller.is_open:
             raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
-        kernels.check_loss(history_loss, self.binding.states[0].device)
-        self.controller.observe(history_loss.detach())
+        self._observe(history_loss)
 
     def due(self) -> bool:
         """Count one update and say whether to merge now (under ``monitor``: to measure)."""
@@ -191,7 +193,7 @@ class FastAIMMerger:
         try:
             return self.controller.open()
         finally:
-            self.binding.bump_versions()  # a rejected snapshot was put back
+            self._bump_versions()  # a rejected snapshot was put back
 
     def close_merge(self) -> None:
         """Second half of a merge: live and anchor become the fused parameters.
@@ -205,7 +207,7 @@ class FastAIMMerger:
         try:
             self.controller.close()
         finally:
-            self.binding.bump_versions()
+            self._bump_versions()
 
     def rollback(self) -> None:
         """Put the live parameters back on the anchor (the last merge or the task's start).
@@ -220,7 +222,7 @@ class FastAIMMerger:
         if self.rehearsal:
             self.rehearsal.restore_moments()
         if self.probe_pending:
-            self._launch_probe()
+            self._probe_ahead()
 
     # ---- what happened -----------------------------------------------------------------------
 
@@ -275,9 +277,8 @@ class FastAIMMerger:
             size = len(memory) if memory is not None else 0
             self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))
         self.in_task = True
-        if self.monitors and self.config.probe == "before" and not self.probe_pending:
-            if not self.controller.is_open:
-                self._launch_probe()
+        if self.monitors and not self.probe_pending and not self.controller.is_open:
+            self._probe_ahead()
 
     def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
         if memory is None:
@@ -315,9 +316,18 @@ class FastAIMMerger:
                     rehearsal.memory_step()
         self.close_merge()
 
-    def _launch_probe(self) -> None:
-        self.controller.observe(self._rehearsal().probe())
-        self.probe_pending = True
+    def _bump_versions(self) -> None:
+        if self.config.schedule != "monitor":  # which leaves every bit as it was
+            self.binding.bump_versions()
+
+    def _probe_ahead(self) -> None:
+        if self.config.probe == "before":
+            self._observe(self._rehearsal().probe())
+            self.probe_pending = True
+
+    def _observe(self, loss: torch.Tensor) -> None:
+        kernels.check_loss(loss)
+        self.controller.observe(loss.detach().to(self.binding.states[0].device, non_blocking=True))
 
     def _rehearsal(self) -> Rehearsal:
         if self.rehearsal is None:

@@ -103,6 +103,10 @@ def _check(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
     missing = [key for key in _KEYS if key not in saved]
     if missing:
         raise ValueError(f"the state lacks {missing[0]!r}; it was not made by state_dict()")
+    for part, names in (("controller", _CONTROLLER_FIELDS), ("host", _HOST_FIELDS)):
+        absent = [name for name in names if name not in saved[part]]
+        if absent:
+            raise ValueError(f"the state's {part!r} lacks {absent[0]!r}")
     _check_config(merger.config, saved["config"])
     _check_parameters(merger.binding.parameters.signature(), saved["parameters"])
     for name in ("states", "anchors", "mids"):

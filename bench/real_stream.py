@@ -17,13 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-import stream_report
 import torch
+
+import stream_report
+from aimmerge_fast.config import AIMConfig
 from stream_arms import ARMS, Arm, Setup
 from stream_data import Encoder, Task, load_task
 from stream_model import AnswerLoss, adapter_state, add_lora, fingerprint, load_model
-
-from aimmerge_fast.config import AIMConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stream_data import Encoder, Task, batch_at
-from stream_model import AnswerLoss, accuracy, adapter_sha256, adapter_state, load_adapter_state
 from torch import Tensor
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.memory import RehearsalMemory
+from stream_data import Encoder, Task, batch_at
+from stream_model import AnswerLoss, accuracy, adapter_sha256, adapter_state, load_adapter_state
 
 ARMS = ("plain", "replay", "aim")
 STATE, EVENTS = "state.pt", "events.jsonl"
@@ -144,7 +144,8 @@ class Arm:
             taken = time.perf_counter() - started
             scores[task.name] = score
             progress.seconds["evaluation"] += taken
-            when = "before training" if scores is progress.before else f"after {progress.task} task"
+            trained = "training" if scores is progress.before else tasks[progress.task - 1].name
+            when = f"{'before' if scores is progress.before else 'after'} {trained}"
             print(
                 f"[{self.name}] accuracy of {task.name} {when}: {100 * score:.1f} % "
                 f"({len(task.test)} items, {taken:.1f} s)",

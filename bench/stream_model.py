@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import tempfile
 import zipfile
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from stream_data import IGNORED, Encoder, Record
 from torch import Tensor, nn
+
+from stream_data import IGNORED, Encoder, Record
 
 
 def load_model(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
@@ -113,7 +115,7 @@ def accuracy(
     One forward over prompt and answer replaces nearly all generation: greedy decoding repeats the
     answer exactly if the most likely token is the answer's at each place, and is wrong for good at
     the first token whose text leaves the answer's. Only the rest (the same text spelled in other
-    tokens, or another case) are generated token by token. Draws no random numbers.
+    tokens, or another case) are generated on, token by token. Draws no random numbers.
     """
     ordered = sorted(records, key=lambda record: -len(record["input"]))
     was_training = model.training
@@ -122,15 +124,35 @@ def accuracy(
     with torch.inference_mode():
         for start in range(0, len(ordered), batch):
             part = ordered[start : start + batch]
-            right, open_ = _judge(model, loss, encoder, part)
-            correct += right + _generate(model, loss, encoder, open_, new_tokens)
+            right, undecided = _judge(model, loss, encoder, part)
+            correct += right + _generate(model, loss, encoder, undecided, new_tokens)
     model.train(was_training)
     return correct / len(ordered)
 
 
+@dataclasses.dataclass
+class _Generation:
+    """A greedy generation so far: token ids of the prompt, of the output, and the wanted text."""
+
+    prompt: list[int]
+    output: list[int]
+    wanted: str
+
+    def ended(self, encoder: Encoder) -> bool:
+        return self.output[-1] == encoder.end
+
+    def right(self, encoder: Encoder) -> bool:
+        return encoder.text(self.output) == self.wanted
+
+    def possible(self, encoder: Encoder) -> bool:
+        """Whether what is there can be the beginning of a right output, or be one."""
+        text = encoder.text(self.output).rstrip("\ufffd")  # half of a multi-byte letter
+        return self.right(encoder) if self.ended(encoder) else self.wanted.startswith(text)
+
+
 def _judge(
     model: Any, loss: AnswerLoss, encoder: Encoder, records: Sequence[Record]
-) -> tuple[int, list[Record]]:
+) -> tuple[int, list[_Generation]]:
     """How many records are right for sure, and those that one forward cannot decide."""
     batch = encoder.collate(records)
     labels = _next_labels(batch["labels"])
@@ -139,46 +161,49 @@ def _judge(
     best[where] = loss.logits(model, batch["input_ids"], where).argmax(-1)
     right, undecided = 0, []
     for row, record in enumerate(records):
-        answer = labels[row][where[row]].tolist()
+        prompt, answer = encoder.encode(record)
         greedy = best[row][where[row]].tolist()
         if greedy == answer:
             right += 1
             continue
         same = next(i for i, (a, g) in enumerate(zip(answer, greedy, strict=True)) if a != g)
-        ended = greedy[same] == encoder.end
-        text = encoder.text(greedy[: same + 1]).rstrip("\ufffd")  # half of a multi-byte letter
-        wanted = record["output"].strip().lower()
-        if (text == wanted) if ended else wanted.startswith(text):
-            undecided.append(record)
+        started = _Generation(prompt, greedy[: same + 1], record["output"].strip().lower())
+        if started.possible(encoder):
+            undecided.append(started)
     return right, undecided
 
 
 def _generate(
-    model: Any, loss: AnswerLoss, encoder: Encoder, records: Sequence[Record], new_tokens: int
+    model: Any, loss: AnswerLoss, encoder: Encoder, rows: list[_Generation], new_tokens: int
 ) -> int:
-    """Plain greedy generation of the few undecided records; returns how many are right."""
-    if not records:
-        return 0
-    rows = []
-    longest = max(len(encoder.answer(record)) for record in records)
-    for record in records:
-        rows.append(encoder.encode(record)[0])
-    starts = [len(row) for row in rows]
-    for _ in range(max(new_tokens, longest)):
-        live = [i for i, row in enumerate(rows) if len(row) == starts[i] or row[-1] != encoder.end]
-        if not live:
+    """Plain greedy generation of the undecided, as long as they can be right; returns how many are.
+
+    An output is at most ``new_tokens`` long, or twice the wanted text's tokens if that is more.
+    """
+    right = 0
+    while rows:
+        limits = [
+            max(new_tokens, 2 * len(encoder.tokenizer(row.wanted)["input_ids"])) for row in rows
+        ]
+        done = [
+            row.ended(encoder) or len(row.output) >= limit
+            for row, limit in zip(rows, limits, strict=True)
+        ]
+        right += sum(row.right(encoder) for row, is_done in zip(rows, done, strict=True) if is_done)
+        rows = [row for row, is_done in zip(rows, done, strict=True) if not is_done]
+        if not rows:
             break
-        ids = torch.full((len(live), max(len(rows[i]) for i in live)), encoder.end)
+        texts = [row.prompt + row.output for row in rows]
+        ids = torch.full((len(rows), max(map(len, texts))), encoder.end)
         where = torch.zeros_like(ids, dtype=torch.bool)
-        for place, i in enumerate(live):
-            ids[place, : len(rows[i])] = torch.tensor(rows[i])
-            where[place, len(rows[i]) - 1] = True
-        for i, token in zip(live, loss.logits(model, ids, where).argmax(-1).tolist(), strict=True):
-            rows[i].append(token)
-    return sum(
-        encoder.text(row[start:]) == record["output"].strip().lower()
-        for row, start, record in zip(rows, starts, records, strict=True)
-    )
+        for place, text in enumerate(texts):
+            ids[place, : len(text)] = torch.tensor(text)
+            where[place, len(text) - 1] = True
+        best = loss.logits(model, ids, where).argmax(-1).tolist()
+        for row, token in zip(rows, best, strict=True):
+            row.output.append(token)
+        rows = [row for row in rows if row.possible(encoder)]
+    return right
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

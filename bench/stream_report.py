@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stream_arms import EVENTS, Progress
 
 from aimmerge_fast.events import Event, Open, Probe, read_events
+from stream_arms import EVENTS, Progress
 
 #: A later task is a fair trial of the adaptive schedule with this many merges, of which so many
 #: come after the interval first changed.

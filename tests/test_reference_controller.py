@@ -19,7 +19,6 @@ from aimmerge_fast.reference_controller import (
 from aimmerge_fast.reference_schedules import Merge
 from tests.driving import LOUD, QUIET, elapse, observe, paper, released, until_merge
 
-
 NAN, INF = math.nan, math.inf
 
 # --- policy paper: when ---------------------------------------------------------------------------
@@ -111,7 +110,7 @@ def test_paper_weights_in_the_cold_start() -> None:
         assert merge["alpha2"] == pytest.approx(alpha2, rel=1e-15)
 
 
-def _fifth(signals: list[float], activations: int, **fields: Any) -> Merge:
+def _fourth(signals: list[float], activations: int, **fields: Any) -> Merge:
     """The merge that follows ``signals[:-1]``, with the last of them and so many activations."""
     controller = paper(gamma_plus_small=1.0, gamma_minus_small=1.0, **fields)
     for signal in signals[:-1]:
@@ -136,7 +135,7 @@ def _fifth(signals: list[float], activations: int, **fields: Any) -> Merge:
 def test_paper_weights(
     signals: list[float], activations: int, floor: float, alphas: tuple[float, float]
 ) -> None:
-    merge = _fifth(signals, activations, alpha_floor=floor)
+    merge = _fourth(signals, activations, alpha_floor=floor)
     assert merge["cold"] is False
     assert (merge["alpha1"], merge["alpha2"]) == pytest.approx(alphas, rel=1e-15)
 

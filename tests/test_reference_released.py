@@ -8,7 +8,6 @@ import pytest
 
 from tests.driving import LOUD, QUIET, elapse, observe, released, until_merge
 
-
 NAN, INF = math.nan, math.inf
 
 

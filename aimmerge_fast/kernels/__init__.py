@@ -197,16 +197,16 @@ def repair_(
     load(choose(backend, state.device).name).repair_(live, anchor, mid, state)
 
 
-def check_loss(loss: torch.Tensor, device: torch.device) -> None:
-    """``ValueError`` unless ``loss`` is one floating-point number on ``device``."""
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        got = (
+def check_loss(loss: torch.Tensor, device: torch.device | None = None) -> None:
+    """``ValueError`` unless ``loss`` is one floating-point number (on ``device`` if given)."""
+    if not isinstance(loss, torch.Tensor):
+        raise ValueError(f"the history loss must be a scalar tensor, got {type(loss).__name__}")
+    if loss.numel() != 1 or not loss.is_floating_point():
+        raise ValueError(
+            "the history loss must be a floating-point scalar, got "
             f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
-            if isinstance(loss, torch.Tensor)
-            else type(loss).__name__
         )
-        raise ValueError(f"the history loss must be a floating-point scalar tensor, got {got}")
-    if loss.device != device:
+    if device is not None and loss.device != device:
         raise ValueError(f"the history loss is on {loss.device}, the controller on {device}")
 
 

@@ -72,13 +72,13 @@ def arena_views(arena: torch.Tensor, live: Sequence[torch.Tensor]) -> list[torch
 
 def copy_into(arena: torch.Tensor, live: Sequence[torch.Tensor]) -> None:
     """arena <- live, bit for bit."""
-    with torch.no_grad():
-        for view, tensor in zip(arena_views(arena, live), live, strict=True):
-            view.copy_(tensor)
+    if live:
+        with torch.no_grad():
+            torch._foreach_copy_(arena_views(arena, live), list(live))
 
 
 def copy_out(live: Sequence[torch.Tensor], arena: torch.Tensor) -> None:
     """live <- arena, bit for bit."""
-    with torch.no_grad():
-        for view, tensor in zip(arena_views(arena, live), live, strict=True):
-            tensor.copy_(view)
+    if live:
+        with torch.no_grad():
+            torch._foreach_copy_(list(live), arena_views(arena, live))

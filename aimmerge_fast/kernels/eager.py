@@ -56,12 +56,13 @@ def close_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -
     """live, anchor <- anchor + (alpha1 * (mid - anchor) + alpha2 * (live - mid)), Eq. 7."""
     shared = block(state)
     alpha = float(shared["state"]["alpha1"]), float(shared["state"]["alpha2"])
-    views = zip(live, arena_views(anchor, live), arena_views(mid, live), strict=True)
+    anchors, mids = arena_views(anchor, live), arena_views(mid, live)
     with torch.no_grad(), exact_denormals():
-        for tensor, a, m in views:
-            fused = fuse(a, m, tensor, *alpha)
-            tensor.copy_(fused)
-            a.copy_(fused)
+        for members in _alike(live):
+            a, m, x = (torch.stack([t[i] for i in members]) for t in (anchors, mids, live))
+            fused = fuse(a, m, x, *alpha).unbind()
+            torch._foreach_copy_([live[i] for i in members], fused)
+            torch._foreach_copy_([anchors[i] for i in members], fused)
         bad = _count_bad(live)
     shared["state"]["partial_bad"] = bad
     if shared["state"]["defer"]:
@@ -103,23 +104,40 @@ def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float
 
 def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
     """sum |live - anchor| in order P: an fp32 difference, then fp64 additions in fixed order."""
-    partials = [_tile_sums(x, a) for x, a in zip(live, anchor, strict=True) if x.numel()]
-    if not partials:
+    tiles = [-(-tensor.numel() // _TILE) for tensor in live]
+    if not sum(tiles):
         return 0.0
+    first = [sum(tiles[:i]) for i in range(len(tiles))]
+    partials = torch.empty(sum(tiles), dtype=torch.float64, device=live[0].device)
+    for members in _alike(live):
+        sums = _tile_sums(*(torch.stack([t[i] for i in members]) for t in (live, anchor)))
+        places = [first[i] + k for i in members for k in range(tiles[i])]
+        partials[torch.tensor(places, device=partials.device)] = sums
     lanes = torch.zeros(_LANES, dtype=torch.float64, device=live[0].device)
-    for row in _padded_rows(torch.cat(partials), _LANES):
+    for row in _padded_rows(partials[None], _LANES):
         lanes = lanes + row
     return float(_halve(lanes, 8).item())
 
 
+def _alike(live: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of tensors of one size and dtype, which one stacked operation can treat."""
+    groups: dict[tuple[int, torch.dtype], list[int]] = {}
+    for index, tensor in enumerate(live):
+        if tensor.numel():
+            groups.setdefault((tensor.numel(), tensor.dtype), []).append(index)
+    return list(groups.values())
+
+
 def _tile_sums(live: Tensor, anchor: Tensor) -> Tensor:
+    """(k, n) live and anchor -> partial sums of their tiles, tensor after tensor."""
     change = (live.float() - anchor.float()).abs().double()
     rows = _padded_rows(change, _TILE).view(-1, 4, _ROW)
     return _halve((rows[:, 0] + rows[:, 2]) + (rows[:, 1] + rows[:, 3]), 10)
 
 
 def _padded_rows(values: Tensor, width: int) -> Tensor:
-    missing = -values.numel() % width
+    """(k, n) -> (rows, width), each of the k zero-padded to whole rows."""
+    missing = -values.shape[-1] % width
     return torch.nn.functional.pad(values, (0, missing)).view(-1, width)
 
 
@@ -130,7 +148,8 @@ def _halve(values: Tensor, times: int) -> Tensor:
 
 
 def _count_bad(live: Sequence[Tensor]) -> int:
-    return sum(int((~torch.isfinite(tensor)).sum().item()) for tensor in live)
+    flat = {tensor.dtype: [t for t in live if t.dtype == tensor.dtype] for tensor in live}
+    return sum(int((~torch.isfinite(torch.cat(same))).sum().item()) for same in flat.values())
 
 
 class Engine:
