@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,6 +49,30 @@ def doctor(
         typer.echo(json.dumps(report, indent=2))
     else:
         show(report, Console())
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path, typer.Argument(help="A trace file, or the events.jsonl of a run.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. s_init=4."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Whose transitions run.")] = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="Write steps and merges as a trace file."),
+    ] = None,
+) -> None:
+    """Run the controller open-loop on recorded losses and changes."""
+    from rich.console import Console
+
+    from aimmerge_fast.simulate_output import show, simulate_file, write_json
+
+    results = simulate_file(file, settings or [], backend)
+    if out is not None:
+        write_json(out, results)
+    show(results, Console())
 
 
 def main() -> None:

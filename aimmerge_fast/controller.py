@@ -58,7 +58,8 @@ class Controller:
         self.open_known = True  # the open record of the current merge was consumed
         self.merge_steps = 0
         self.task = ""
-        self._rejected: str | None = None
+        self.rejected: str | None = None  # what to raise once nothing is open
+        self.bad_probes: str | None = None  # what to raise at the next decision
         self._last_kind = "collect"
 
     # ---- one task ------------------------------------------------------------------------
@@ -72,7 +73,8 @@ class Controller:
         self.task = name
         self.host.begin_task(int(kernels.read_state(self._states[0])["state"]["S"]))
         self.observed = self.reported = self.bad_in_a_row = 0
-        self.is_open, self.open_known, self._rejected = False, True, None
+        self.is_open, self.open_known = False, True
+        self.rejected = self.bad_probes = None
 
     # ---- one step ------------------------------------------------------------------------
 
@@ -93,9 +95,10 @@ class Controller:
         self.drain()
         verdict = self.host.verdict()
         if verdict is Verdict.WAIT:
-            while self.reported < self.host.steps:
-                self._consume(self.mailbox.wait_for_next())
+            self.mailbox.wait_for(self.launched)  # the newest record is this step's
+            self.drain()
             verdict = self._decided()
+        self.raise_bad_probes()
         return verdict is Verdict.CERTAIN
 
     def _decided(self) -> Verdict:
@@ -118,7 +121,7 @@ class Controller:
         self.launched += 1
         self.is_open, self.open_known = True, False
         self.drain()
-        if self._rejected and self._config.on_reject == "raise":
+        if self.rejected and self._config.on_reject == "raise":
             self.close()
         return self.merge_steps
 
@@ -128,8 +131,9 @@ class Controller:
         Raises:
             MergeRejected: either half met non-finite entries; the parameters were put back.
         """
-        while not self.open_known:
-            self._consume(self.mailbox.wait_for_next())
+        if not self.open_known:
+            self.mailbox.wait_for(self.launched)  # the newest record is that of open
+            self.drain()
         self._make_room()
         self._engine.close_()
         self.launched += 1
@@ -139,9 +143,15 @@ class Controller:
 
     def raise_rejection(self) -> None:
         """Raise what the records said of a rejected merge, once nothing is open."""
-        message, self._rejected = self._rejected, None
+        message, self.rejected = self.rejected, None
         if message and self._config.on_reject == "raise":
             raise MergeRejected(message)
+
+    def raise_bad_probes(self) -> None:
+        """Raise what the records said of non-finite history losses; never inside a merge."""
+        message, self.bad_probes = self.bad_probes, None
+        if message:
+            raise BadProbes(message)
 
     def restart_interval(self, *, keep_progress: bool = False) -> None:
         """Forget a probe that was launched but not acted on; the interval begins anew.
@@ -159,7 +169,7 @@ class Controller:
             kernels.restart_interval(
                 state, steps=self.host.steps, t=self.host.t, F=self.host.known_F
             )
-        self.is_open, self.open_known = False, True
+        self.is_open, self.open_known, self.rejected = False, True, None
 
     # ---- records -------------------------------------------------------------------------
 
@@ -176,7 +186,8 @@ class Controller:
 
     def _make_room(self) -> None:
         if self.launched - self.mailbox.read >= RING_SIZE - 1:
-            self._consume(self.mailbox.wait_for_next())
+            self.mailbox.wait_for(self.mailbox.read + 1)
+            self.drain()
 
     def _consume(self, record: Record) -> None:
         self.mailbox.advance()
@@ -202,7 +213,7 @@ class Controller:
         self._emit(events.Skip(self.task, self.reported, record.t, record.loss, self.bad_in_a_row))
         if self.bad_in_a_row >= self._config.max_bad_probes:
             count, self.bad_in_a_row = self.bad_in_a_row, 0
-            raise BadProbes(
+            self.bad_probes = (
                 f"task {self.task!r}, step {self.reported}: the last {count} history losses were "
                 f"not finite (the newest is {record.loss}); look at the model's weights and at the "
                 "memory's records, or raise max_bad_probes"
@@ -254,7 +265,7 @@ class Controller:
             return
         self._emit(events.Reject(self.task, self.reported, record.merge, half, record.reject))
         what = "theta_j" if half == "open" else "the fused result"
-        self._rejected = (
+        self.rejected = (
             f"task {self.task!r}, step {self.reported}: the merge was rejected at {half}, "
             f"{record.reject} entries of {what} are not finite; {outcome}. Lower the learning rate "
             "or clip gradients, or set on_reject='continue' to go on from here"

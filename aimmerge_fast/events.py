@@ -162,15 +162,15 @@ def from_json(line: str) -> Event:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     name = fields.pop("event", None) if isinstance(fields, dict) else None
-    if name not in EVENT_TYPES:
+    if not isinstance(name, str) or name not in EVENT_TYPES:
         raise ValueError(f"unknown event {name!r}; known are {', '.join(EVENT_TYPES)}")
     kind = EVENT_TYPES[name]
     expected = {field.name for field in dataclasses.fields(kind)}
     if set(fields) != expected:
         wrong = sorted(set(fields) ^ expected)[0]
         raise ValueError(f"event {name!r}: field {wrong!r} is missing or unknown")
-    floats = {f.name for f in dataclasses.fields(kind) if str(f.type).startswith("float")}
-    return kind(**{key: _decode(value, key in floats) for key, value in fields.items()})
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    return kind(**{key: _decode(key, value, types[key]) for key, value in fields.items()})
 
 
 def read_events(path: str | Path) -> Iterator[Event]:
@@ -178,12 +178,12 @@ def read_events(path: str | Path) -> Iterator[Event]:
 
     A last line without its newline is a write that a crash cut off: it is left out.
     """
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield from_json(line)
+                yield from_json(line.decode("utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
 
@@ -230,5 +230,16 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any, is_float: bool) -> Any:
-    return float(value) if is_float and value is not None else value
+def _decode(name: str, value: Any, kind: str) -> Any:
+    """``value`` when it is of the annotated type ``kind``; numbers of a float field as float."""
+    if kind.startswith("float"):
+        if value is None and kind.endswith("None"):
+            return None
+        if type(value) in (int, float) or value in ("nan", "inf", "-inf"):
+            return float(value)
+    elif type(value) is _JSON_TYPES[kind]:
+        return value
+    raise ValueError(f"field {name!r} is {value!r}, not of type {kind}")
+
+
+_JSON_TYPES = {"int": int, "str": str, "bool": bool, "dict[str, Any]": dict}

@@ -70,7 +70,7 @@ class Mailbox:
 
     Args:
         state: the state tensor whose ring is read.
-        check_device: called about once a millisecond while waiting; raises when the device died.
+        check_device: called at every turn of a wait; raises when the device died.
         timeout: seconds after which a wait raises ``TimeoutError``.
     """
 
@@ -85,7 +85,7 @@ class Mailbox:
         self._check_device = check_device
         self._timeout = timeout
         self.read = 0  # records consumed
-        self.waits = 0
+        self.waits = 0  # times that the host needed a record which had not arrived
 
     def peek(self) -> Record | None:
         """The next record when it has arrived, without consuming it."""
@@ -104,22 +104,19 @@ class Mailbox:
         """Consume the record that ``peek`` returned."""
         self.read += 1
 
-    def wait_for_next(self) -> Record:
-        """Spin until the next record is there; counted in ``waits`` when it was not."""
-        record = self.peek()
-        if record is not None:
-            return record
-        self.waits += 1
-        self.wait_until(self.read + 1)
-        record = self.peek()
-        assert record is not None
-        return record
+    def wait_for(self, number: int) -> None:
+        """``wait_until``, counted as one wait when the record was not there."""
+        self.waits += not self._arrived(number)
+        self.wait_until(number)
 
     def wait_until(self, number: int) -> None:
         """Spin until record ``number`` has been posted; raises ``TimeoutError`` in the end."""
         deadline = time.monotonic() + self._timeout
-        while number > 0 and int(self._ring[(number - 1) % RING_SIZE]["sequence"]) < number:
+        while not self._arrived(number):
             self._check_device()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no record from the device within {self._timeout:g} s")
             time.sleep(0)  # give the interpreter lock away
+
+    def _arrived(self, number: int) -> bool:
+        return number == 0 or int(self._ring[(number - 1) % RING_SIZE]["sequence"]) >= number

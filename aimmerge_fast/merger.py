@@ -152,7 +152,6 @@ class FastAIMMerger:
             self.observe(history_loss)
         elif self.config.probe == "after":
             self.observe(self._rehearsal().probe())
-        self.probe_pending = False
         try:
             merged = self.due()
             if merged:
@@ -170,30 +169,46 @@ class FastAIMMerger:
         self._require_task("observe()")
         if self.controller.is_open:
             raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
+        if self.controller.observed > self.controller.host.steps:
+            raise RuntimeError(
+                "observe() although a history loss waits for its update (under probe='before' "
+                "step() observes ahead): call due() or step() first"
+            )
         self._observe(history_loss)
 
     def due(self) -> bool:
         """Count one update and say whether to merge now (under ``monitor``: to measure)."""
         self._require_task("due()")
+        if self.controller.is_open:
+            raise RuntimeError("due() between open_merge() and close_merge(): close it first")
         if self.controller.observed <= self.controller.host.steps:
             raise RuntimeError("due() without a new history loss: call observe(loss) first")
+        self.probe_pending = False
         return self.controller.due()
 
     def open_merge(self) -> int:
         """First half of a merge: snapshot and weigh; returns the memory steps to make now.
 
-        Raises: RuntimeError inside an open merge or when nothing was trained since the last one.
+        A merge that was not due is a final one; a probe launched ahead is then made anew.
+
+        Raises: RuntimeError inside an open merge, between observe() and due(), or when nothing was
+            trained since the last merge.
         """
         self._require_task("open_merge()")
         if self.controller.is_open:
             raise RuntimeError("open_merge() twice: call close_merge() first")
         if self.controller.host.t == 0:
             raise RuntimeError("open_merge() right after a merge: there is no interval to merge")
+        if self.controller.observed > self.controller.host.steps and not self.probe_pending:
+            raise RuntimeError("open_merge() between observe() and due(): call due() first")
         self.binding.heal()
+        if self.probe_pending:  # the device has counted an update that is still to come
+            self.controller.restart_interval(keep_progress=True)
         try:
             return self.controller.open()
         finally:
             self._bump_versions()  # a rejected snapshot was put back
+            self._renew_probe()
 
     def close_merge(self) -> None:
         """Second half of a merge: live and anchor become the fused parameters.
@@ -208,6 +223,7 @@ class FastAIMMerger:
             self.controller.close()
         finally:
             self._bump_versions()
+            self._renew_probe()
 
     def rollback(self) -> None:
         """Put the live parameters back on the anchor (the last merge or the task's start).
@@ -221,8 +237,7 @@ class FastAIMMerger:
         self._emit(events.Rollback(self.controller.task, self.controller.host.steps))
         if self.rehearsal:
             self.rehearsal.restore_moments()
-        if self.probe_pending:
-            self._probe_ahead()
+        self._renew_probe()
 
     # ---- what happened -----------------------------------------------------------------------
 
@@ -264,6 +279,8 @@ class FastAIMMerger:
         monitors = self._check_memory(name, memory)
         if self.resumed is not None:
             state.resume(self, name, memory)
+            if self.monitors and not self.probe_pending and not self.controller.is_open:
+                self._probe_ahead()  # saved between a merge and the probe after it
         else:
             self.binding.heal()
             self.binding.require_finite()
@@ -272,13 +289,13 @@ class FastAIMMerger:
             self.monitors = monitors
             if memory is not None and monitors:
                 self._rehearsal().begin_task(memory, self.tasks_begun)
-            self.tasks_begun += 1
             self.probe_pending = False
+            if monitors:
+                self._probe_ahead()  # what is wrong with the batches shows here, before the task
+            self.tasks_begun += 1
             size = len(memory) if memory is not None else 0
             self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))
         self.in_task = True
-        if self.monitors and not self.probe_pending and not self.controller.is_open:
-            self._probe_ahead()
 
     def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
         if memory is None:
@@ -304,6 +321,7 @@ class FastAIMMerger:
             self.probe_pending = False
         self.controller.finish_records()
         self.controller.drain()
+        self.controller.raise_bad_probes()
         if final and self.monitors and self.controller.host.t > 0:
             self._merge()
 
@@ -324,6 +342,11 @@ class FastAIMMerger:
         if self.config.probe == "before":
             self._observe(self._rehearsal().probe())
             self.probe_pending = True
+
+    def _renew_probe(self) -> None:
+        """The probe ahead was forgotten for a merge or a roll-back that the caller asked for."""
+        if self.probe_pending and not self.controller.is_open:
+            self._probe_ahead()
 
     def _observe(self, loss: torch.Tensor) -> None:
         kernels.check_loss(loss)

@@ -8,16 +8,15 @@ One merge, with the symbols of arXiv 2509.17348:
     theta_hat = anchor + (alpha1 * tau_new + alpha2 * tau_past)       (7)
     theta, anchor <- theta_hat
 
-``FastAIMMerger`` is used in the same way and gives the same bits. This class is for reading and for
-comparison: it keeps full copies, reads scalars at every step, and has no scaler, no autocast, no
-events and no saved state.
+``FastAIMMerger`` is used in the same way and gives the same bits. This class is for reading and
+comparing: it copies, waits at every step, and has no scaler, autocast, events or saved state.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -36,17 +35,11 @@ from aimmerge_fast.reference_training import (
     MemoryOptimizer,
     PrivateRng,
     Stream,
-    evaluation_mode,
+    probing,
     to_device,
 )
 
-__all__ = [
-    "PaperController",
-    "ReferenceAIMMerger",
-    "ReleasedController",
-    "l1_order_p",
-    "reference_controller",
-]
+__all__ = ["PaperController", "ReferenceAIMMerger", "ReleasedController", "l1_order_p"]
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -66,11 +59,11 @@ class ReferenceAIMMerger:
     """Merge a model with its own recent past while it trains; see ``FastAIMMerger``.
 
     Args:
-        model: its parameters that require a gradient, in the order of ``named_parameters``, are
-            merged: fp32, bf16 or fp16, dense, all on one device.
-        config: settings; schedule and policy as described in ``AIMConfig``.
-        optimizer: the one that trains the model.
-        collate: turns a list of records into the batch that ``loss_fn`` takes.
+        model: its parameters that require a gradient are merged: fp32, bf16 or fp16, dense, all on
+            one device; their order is that of ``named_parameters``.
+        config: the method's settings.
+        optimizer: the one that trains.
+        collate: list of records -> the batch that ``loss_fn`` takes.
         loss_fn: ``(model, batch) -> 0-dim loss``; default ``model(**batch).loss``.
 
     Attributes:
@@ -90,12 +83,12 @@ class ReferenceAIMMerger:
     ) -> None:
         self.config = AIMConfig() if config is None else config
         self._model = model
-        self._optimizer = optimizer
+        self._memory_optimizer = MemoryOptimizer(self.config.memory_optimizer, optimizer)
         self._collate = collate
         self._loss_fn: LossFn = loss_fn or (lambda model, batch: model(**batch).loss)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
-            raise ValueError("no trainable parameters: no parameter of the model requires a grad")
+            raise ValueError("no trainable parameters: none of the model requires a gradient")
         self._tasks = 0
         self._in_task = False
         self._controller: ReferenceController | None = None
@@ -103,13 +96,14 @@ class ReferenceAIMMerger:
         self.merges: list[Merge] = []
         self.anchor: list[Tensor] = []
         self._probed = math.nan
-        self._bad_in_a_row = 0
 
     @contextmanager
     def task(self, name: str, memory: Memory | None = None) -> Iterator[ReferenceAIMMerger]:
         """One task; without rehearsal records it is plain training, with no probe and no merge."""
         if self._in_task:
             raise RuntimeError(f"task {name!r} within another task; leave that one first")
+        if non_finite(self._copy()):
+            raise ValueError(f"task {name!r} starts from parameters that are not finite")
         self._begin(memory)
         try:
             yield self
@@ -142,19 +136,20 @@ class ReferenceAIMMerger:
         self.steps.append(
             Step(controller.t, controller.S, controller.F, controller.threshold, code, loss)
         )
-        self._count_bad(loss)
-        if code == "measure":
-            self._measure(controller)
-        elif code.startswith("merge_"):
-            self._merge(controller)
-        if probe == "before":
-            self._probed = self._probe()
+        try:
+            self._count_bad(loss)
+            if code == "measure":
+                self._measure(controller)
+            elif code.startswith("merge_"):
+                self._merge(controller)
+        finally:
+            if probe == "before":
+                self._probed = self._probe()
 
     def _begin(self, memory: Memory | None) -> None:
         config, index = self.config, self._tasks
         self._tasks += 1
         self._in_task = True
-        self._controller = None
         self.steps, self.merges = [], []
         self.anchor = self._copy()
         self._bad_in_a_row = 0
@@ -168,7 +163,6 @@ class ReferenceAIMMerger:
         seed = config.seed * 1_000_003 + index
         self._probe_rng = PrivateRng(seed, devices)
         self._memory_rng = PrivateRng(seed + 1, devices)
-        self._memory_optimizer = MemoryOptimizer(config.memory_optimizer, self._optimizer)
         if config.probe == "before":
             self._probed = self._probe()
 
@@ -176,7 +170,7 @@ class ReferenceAIMMerger:
 
     def _probe(self) -> float:
         """Forgetting signal: the loss on rehearsal records, on the parameters as they are."""
-        mode = nullcontext() if self.config.probe_dropout else evaluation_mode(self._model)
+        mode = probing(self._model, dropout=self.config.probe_dropout)
         with torch.no_grad(), self._probe_rng.swapped_in(), mode:
             return float(self._loss(self._probe_stream, self.config.history_batch))
 
@@ -185,11 +179,12 @@ class ReferenceAIMMerger:
         return self._loss_fn(self._model, batch)
 
     def _count_bad(self, loss: float) -> None:
-        self._bad_in_a_row = 0 if math.isfinite(loss) else self._bad_in_a_row + 1
-        if self._bad_in_a_row >= self.config.max_bad_probes:
-            raise RuntimeError(
-                f"step {len(self.steps)}: {self._bad_in_a_row} history losses in a row were not "
-                f"finite (max_bad_probes={self.config.max_bad_probes}); the last is {loss}"
+        count = 0 if math.isfinite(loss) else self._bad_in_a_row + 1
+        self._bad_in_a_row = count % self.config.max_bad_probes  # a caller may go on: count anew
+        if count >= self.config.max_bad_probes:
+            raise FloatingPointError(
+                f"step {len(self.steps)}: {count} history losses in a row were not finite "
+                f"(max_bad_probes); the last is {loss}"
             )
 
     def _measure(self, controller: ReferenceController) -> None:
@@ -234,17 +229,16 @@ class ReferenceAIMMerger:
         optimizer.zero_grad(set_to_none=True)
         with self._memory_rng.swapped_in():
             loss = self._loss(self._memory_stream, config.memory_batch)
-            if config.policy == "released":
-                loss = loss / config.accumulation
-            loss.backward()  # type: ignore[no-untyped-call]
+            released = config.policy == "released"
+            (loss / config.accumulation if released else loss).backward()
         if config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+            nn.utils.clip_grad_norm_(self._memory_optimizer.parameters, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     def _rejected(self, why: str) -> None:
         if self.config.on_reject == "raise":
-            raise RuntimeError(f"merge at step {len(self.steps)} rejected: {why}")
+            raise FloatingPointError(f"merge at step {len(self.steps)} rejected: {why}")
 
     def _copy(self) -> list[Tensor]:
         """Theta, one 1-D copy per parameter in memory order."""

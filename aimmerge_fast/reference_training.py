@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -26,31 +28,41 @@ class Memory(Protocol):
 
 
 class PrivateRng:
-    """Random generators of our own that stand in for torch's while a block runs.
+    """Random states of our own that stand in for torch's, numpy's and Python's during a block.
 
-    Dropout reads torch's default generators; after the block these are as if it had not run.
+    Dropout and collate functions read the global ones; after the block these are as before it.
     """
 
     def __init__(self, seed: int, devices: Iterable[torch.device]) -> None:
-        cuda = sorted(device.index for device in devices if device.type == "cuda")
-        self._pairs = [(torch.default_generator, torch.Generator())]
-        for index in cuda:
-            default = torch.cuda.default_generators[index]
-            self._pairs.append((default, torch.Generator(torch.device("cuda", index))))
-        for _, own in self._pairs:
-            own.manual_seed(seed % (1 << 63))
+        self._generators = [torch.default_generator]
+        torch_seed = seed % (1 << 63)  # the largest that torch takes everywhere
+        own = [torch.Generator().manual_seed(torch_seed)]
+        for device in devices:
+            if device.type == "cuda":
+                self._generators.append(torch.cuda.default_generators[device.index])
+                own.append(torch.Generator(device).manual_seed(torch_seed))
+        self._torch = [generator.get_state() for generator in own]
+        self._numpy: Any = np.random.RandomState(seed % (1 << 32)).get_state()
+        self._python: Any = random.Random(seed).getstate()
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        saved = [default.get_state() for default, _ in self._pairs]
-        for default, own in self._pairs:
-            default.set_state(own.get_state())
+        self._swap()
         try:
             yield
         finally:
-            for (default, own), state in zip(self._pairs, saved, strict=True):
-                own.set_state(default.get_state())
-                default.set_state(state)
+            self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the global states and ours."""
+        outside = [generator.get_state() for generator in self._generators]
+        for generator, state in zip(self._generators, self._torch, strict=True):
+            generator.set_state(state)
+        self._torch = outside
+        mine, self._numpy = self._numpy, np.random.get_state()
+        np.random.set_state(mine)
+        mine, self._python = self._python, random.getstate()
+        random.setstate(mine)
 
 
 class MemoryOptimizer:
@@ -58,7 +70,7 @@ class MemoryOptimizer:
 
     ``shared``: the training one, moments and all. ``snapshot``: the same, but its state is put back
     after the merge. ``separate``: one of the same class and settings with moments of its own, which
-    live as long as the task; each merge takes over the training one's learning rates.
+    it keeps; each merge takes over the training one's learning rates.
     """
 
     def __init__(self, mode: str, training: torch.optim.Optimizer) -> None:
@@ -66,29 +78,43 @@ class MemoryOptimizer:
         self._training = training
         self.optimizer = training
         if mode == "separate":
-            make: Any = type(training)  # subclasses have defaults that their base has not
+            make: Any = type(training)  # groups carry every setting: ``defaults`` may name more
             self.optimizer = make([dict(group) for group in training.param_groups])
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """Everything that it steps, which may be more than what is merged."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @contextmanager
     def merging(self) -> Iterator[None]:
-        """One merge's memory steps."""
+        """One merge's memory steps; the gradients that the training loop holds are put aside."""
         if self._mode == "separate":
             pairs = zip(self.optimizer.param_groups, self._training.param_groups, strict=True)
             for own, group in pairs:
                 own["lr"] = group["lr"]
         state = copy.deepcopy(self._training.state_dict()) if self._mode == "snapshot" else None
+        gradients = [p.grad for p in self.parameters]
         try:
             yield
         finally:
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
             if state is not None:
                 self._training.load_state_dict(state)
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout for the block; every module's own mode is put back."""
+def probing(model: nn.Module, *, dropout: bool) -> Iterator[None]:
+    """Running statistics do not move during the block, and without ``dropout`` nothing is dropped.
+
+    Each module's own mode is put back.
+    """
+    norms = nn.modules.batchnorm._NormBase
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    for module, _ in modes:
+        if not dropout or (isinstance(module, norms) and module.track_running_stats):
+            module.training = False
     try:
         yield
     finally:
@@ -97,9 +123,11 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """A tensor, or the tensors of a mapping, on ``device``; anything else as it is."""
+    """The tensors of a batch, in mappings, lists and tuples too, on ``device``."""
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
-    if hasattr(batch, "items"):
+    if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
     return batch

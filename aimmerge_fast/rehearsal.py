@@ -29,9 +29,10 @@ class PrivateRandomness:
 
     def __init__(self, seed: int, devices: list[torch.device]) -> None:
         self._devices = [device for device in devices if device.type == "cuda"]
-        self.torch_states = [torch.Generator().manual_seed(seed).get_state()]
+        torch_seed = seed % (1 << 63)  # the largest that torch takes
+        self.torch_states = [torch.Generator().manual_seed(torch_seed).get_state()]
         for device in self._devices:
-            self.torch_states.append(torch.Generator(device).manual_seed(seed).get_state())
+            self.torch_states.append(torch.Generator(device).manual_seed(torch_seed).get_state())
         self.numpy_state: Any = np.random.RandomState(seed % (1 << 32)).get_state()
         self.python_state: Any = random.Random(seed).getstate()
 
@@ -223,7 +224,11 @@ class Rehearsal:
     def _loss(self, stream: str, records: int) -> torch.Tensor:
         batch = self._collate(self.streams[stream].draw(records))
         with self._autocast():
-            return self._loss_fn(self._model, _to_device(batch, self._devices[0]))
+            loss = self._loss_fn(self._model, _to_device(batch, self._devices[0]))
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn must return a scalar tensor, got {got}; return the mean loss")
+        return loss
 
     @contextmanager
     def _probing_mode(self) -> Iterator[None]:
@@ -241,9 +246,9 @@ class Rehearsal:
 
 def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """A new optimizer of the same class and settings over the same parameters."""
-    groups = [dict(group) for group in optimizer.param_groups]
-    try:
-        return type(optimizer)(groups, **optimizer.defaults)
+    make: Any = type(optimizer)
+    try:  # the groups carry every setting; ``defaults`` may name more than the class takes
+        return make([dict(group) for group in optimizer.param_groups])
     except TypeError as error:
         raise ValueError(
             f"memory_optimizer='separate' cannot build a second {type(optimizer).__name__} "

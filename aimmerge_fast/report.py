@@ -156,14 +156,11 @@ def _table(report: MergeReport) -> list[str]:
     shown = [name for name in ("no_op", "discarding") if report.count(name)]
     titles = ["task", "steps", "merges", *happened, *(name.replace("_", "-") for name in shown)]
     rows = [titles]
-    for task in (*report.tasks, *([report] if len(report.tasks) > 1 else [])):
-        name = task.task if isinstance(task, TaskReport) else "all tasks"
-        kinds = [task.merges[kind] for kind in happened]
-        effects = [
-            getattr(task, name) if isinstance(task, TaskReport) else task.count(name)
-            for name in shown
-        ]
-        rows.append([name, *map(str, (task.steps, sum(task.merges.values()), *kinds, *effects))])
+    parts = [(task.task, MergeReport((task,))) for task in report.tasks]
+    for name, part in [*parts, ("all tasks", report)] if len(parts) > 1 else parts:
+        merges = [part.merges[kind] for kind in happened]
+        effects = [part.count(effect) for effect in shown]
+        rows.append([name, *map(str, (part.steps, sum(part.merges.values()), *merges, *effects))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

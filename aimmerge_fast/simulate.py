@@ -105,7 +105,7 @@ def _float(value: numbers.Real) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond fp64
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 class _Run:
@@ -126,8 +126,9 @@ class _Run:
         for name in ("t", "S", "F"):
             steps[name].append(int(state[name]))
         steps["threshold"].append(float(state["threshold"]) if state["has_threshold"] else None)
-        steps["code"].append(CODES[int(state["code"])])
-        return steps["code"][-1]  # type: ignore[no-any-return]
+        code = CODES[int(state["code"])]
+        steps["code"].append(code)
+        return code
 
     def merge(self, change: float | None, kind: str) -> bool:
         """Both halves of a merge; False when there is no change left for it."""

@@ -27,10 +27,10 @@ OPEN_LOOP = (
     "trained with these settings would have moved by other amounts"
 )
 _COLUMNS = {
-    **{"step": "step", "kind": "kind", "S": "S", "S_actual": "S'", "F": "F", "lambda": "Λ"},
-    **{"alpha1": "α new", "alpha2": "α past", "memory_steps": "M", "next_S": "next S"},
+    **{"step": "step", "kind": "kind", "S": "S", "S_actual": "S'", "F": "F", "lambda": "Lambda"},
+    **{"alpha1": "alpha_new", "alpha2": "alpha_past", "memory_steps": "M", "next_S": "next S"},
 }
-_MEASURED = {"step": "step", "S_actual": "S'", "delta_l1": "L1", "lambda": "Λ"}
+_MEASURED = {"step": "step", "S_actual": "S'", "delta_l1": "L1", "lambda": "Lambda"}
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,12 @@ def _count(number: int, what: str) -> str:
 def _remarks(result: Result) -> list[str]:
     simulation, remarks = result.simulation, list(result.notes)
     if simulation.rejected:
-        steps = ", ".join(map(str, simulation.rejected))
-        remarks.append(f"rejected, since the recorded change is not finite: at step {steps}")
+        where = ", ".join(map(str, simulation.rejected))
+        remarks.append(f"rejected, since the recorded change is not finite: at step {where}")
     if simulation.ran_out:
         steps, recorded = len(simulation.steps["code"]), len(result.trace.history_loss)
         changes = _count(len(result.trace.delta_l1), "recorded change")
-        remarks.append(
-            f"stopped at step {steps} of {recorded}: the {changes} ran out before this merge"
-        )
+        remarks.append(f"stopped at step {steps} of {recorded}: the {changes} ran out")
     return remarks
 
 

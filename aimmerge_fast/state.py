@@ -21,7 +21,7 @@ VERSION = 1
 _HOST_FIELDS = ("S", "t", "steps", "known_t", "known_F", "memory_steps")
 _CONTROLLER_FIELDS = (
     *("launched", "observed", "reported", "bad_in_a_row", "is_open", "open_known"),
-    *("merge_steps", "task"),
+    *("merge_steps", "task", "rejected", "bad_probes"),
 )
 
 

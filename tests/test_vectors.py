@@ -7,6 +7,7 @@ describes it.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.reference_controller import reference_controller
+from tests.backends import USABLE, BackendController
 from tests.traces import Controller, Trace, config_of, load_traces, run_trace
 
 BACKENDS: dict[str, Callable[[AIMConfig], Controller]] = {
     "reference": reference_controller,
+    **{name: functools.partial(BackendController, backend=name) for name in USABLE},
 }
 TRACES = load_traces()
 

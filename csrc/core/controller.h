@@ -8,11 +8,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define AIM_FN __host__ __device__ inline
-#else
-#define AIM_FN inline
-#endif
+#include "core/portable.h"
 
 namespace aimmerge {
 
@@ -145,14 +141,17 @@ AIM_FN int32_t memory_steps_now(const Config& c, const State& s) {
   return c.policy == kReleased ? s.memory_steps : max_i(1, s.t / 2);
 }
 
-// The ring may lie in host memory that a device writes; a device build provides its own release.
-#if defined(__CUDA_ARCH__)
-__device__ void publish(Record* slot, int64_t sequence);
-#else
-inline void publish(Record* slot, int64_t sequence) {
-  __atomic_store_n(&slot->sequence, sequence, __ATOMIC_RELEASE);
-}
+// The ring may lie in host memory that a device writes; the kernels bring the release that fits.
+#if defined(__CUDACC__)
+__device__ void publish_on_device(Record* slot, int64_t sequence);
 #endif
+AIM_FN void publish(Record* slot, int64_t sequence) {
+#if defined(__CUDA_ARCH__)
+  publish_on_device(slot, sequence);
+#else
+  __atomic_store_n(&slot->sequence, sequence, __ATOMIC_RELEASE);
+#endif
+}
 
 AIM_FN void post(State& s, const Record& payload) {
   if (s.ring_size == 0) return;

@@ -7,13 +7,7 @@
 
 #include <cstdint>
 
-#include "core/controller.h"
-
-#if defined(__CUDACC__)
-#define AIM_INLINE __host__ __device__ __forceinline__
-#else
-#define AIM_INLINE inline __attribute__((always_inline))
-#endif
+#include "core/portable.h"
 
 namespace aimmerge {
 

@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "core/portable.h"
+
 namespace aimmerge {
 
 constexpr int kTile = 4096;
@@ -29,11 +31,11 @@ struct Tile {
 };
 static_assert(sizeof(Tile) == 24);
 
-inline constexpr int64_t item_size(int32_t dtype) { return dtype == kFloat32 ? 4 : 2; }
+AIM_FN constexpr int64_t item_size(int32_t dtype) { return dtype == kFloat32 ? 4 : 2; }
 
-inline constexpr int64_t tile_count(int64_t entries) { return (entries + kTile - 1) / kTile; }
+AIM_FN constexpr int64_t tile_count(int64_t entries) { return (entries + kTile - 1) / kTile; }
 
-inline Tile tile_at(uint64_t address, int64_t entries, int64_t offset, int32_t dtype, int64_t k) {
+AIM_FN Tile tile_at(uint64_t address, int64_t entries, int64_t offset, int32_t dtype, int64_t k) {
   const int64_t first = k * kTile, left = entries - first;
   const int32_t count = static_cast<int32_t>(left < kTile ? left : kTile);
   const uint64_t place = address + static_cast<uint64_t>(first * item_size(dtype));
