@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -205,6 +206,8 @@ class EventLog:
                 f"cannot write events to {self.path}: {error.strerror or error}; "
                 "give a path in a folder that exists and is writable"
             ) from None
+        # its owner, a merger, has no moment of closing: the file closes when the log goes away
+        weakref.finalize(self, self._file.close)
 
     def __call__(self, event: Event) -> None:
         self._file.write(to_json(event) + "\n")

@@ -129,7 +129,6 @@ def _require_disjoint(table: Table) -> None:
     spans = sorted(
         (str(bound.device), bound.address, bound.address + slot.read().nbytes, slot.name)
         for slot, bound in zip(table.slots, table.bound, strict=True)
-        if bound.shape.numel()
     )
     for (device, _, end, name), (device2, start, _, name2) in itertools.pairwise(spans):
         if device == device2 and start < end:

@@ -130,7 +130,7 @@ class Rehearsal:
     def begin_task(self, memory: RehearsalMemory, task: int) -> None:
         """Fresh random streams and fresh cursors over the memory for task number ``task``."""
         self._memory = memory
-        seed = self._config.seed * 1_000_003 + task
+        seed = (self._config.seed * 1_000_003 + task) % (1 << 63)
         fresh = self._config.policy == "released"  # a new permutation at every draw, as its code
         self.streams: dict[str, MemoryStream] = {
             name: memory.stream(name, fresh=fresh, salt=task) for name in ("probe", "memory")
@@ -147,8 +147,8 @@ class Rehearsal:
             "memory": self._memory.fingerprint(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "randomness": {name: r.state_dict() for name, r in self.randomness.items()},
-            "memory_optimizer": self.memory_optimizer.state_dict() if separate else None,
-            "saved_moments": self.saved_moments,
+            "memory_optimizer": _packed(self.memory_optimizer.state_dict()) if separate else None,
+            "saved_moments": _packed(self.saved_moments) if self.saved_moments else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any], memory: RehearsalMemory, task: int) -> None:
@@ -158,8 +158,9 @@ class Rehearsal:
             self.streams[name].load_state_dict(saved["streams"][name])
             self.randomness[name].load_state_dict(saved["randomness"][name])
         if saved["memory_optimizer"] is not None:
-            self.memory_optimizer.load_state_dict(saved["memory_optimizer"])
-        self.saved_moments = saved["saved_moments"]
+            self.memory_optimizer.load_state_dict(_unpacked(saved["memory_optimizer"]))
+        moments = saved["saved_moments"]
+        self.saved_moments = _unpacked(moments) if moments else None
 
     def probe(self) -> torch.Tensor:
         """Loss of one history batch, without a graph; () on the model's device."""
@@ -227,7 +228,7 @@ class Rehearsal:
             loss = self._loss_fn(self._model, _to_device(batch, self._devices[0]))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-            raise ValueError(f"loss_fn must return a scalar tensor, got {got}; return the mean loss")
+            raise ValueError(f"loss_fn must return a scalar tensor (the mean loss), got {got}")
         return loss
 
     @contextmanager
@@ -248,12 +249,24 @@ def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """A new optimizer of the same class and settings over the same parameters."""
     make: Any = type(optimizer)
     try:  # the groups carry every setting; ``defaults`` may name more than the class takes
-        return make([dict(group) for group in optimizer.param_groups])
+        twin: torch.optim.Optimizer = make([dict(group) for group in optimizer.param_groups])
+        return twin
     except TypeError as error:
         raise ValueError(
             f"memory_optimizer='separate' cannot build a second {type(optimizer).__name__} "
             f"({error}); use 'snapshot' or 'shared'"
         ) from None
+
+
+def _packed(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """A copy of an optimizer's state dict without its integer keys, which JSON does not have."""
+    state = [[index, moments] for index, moments in optimizer["state"].items()]
+    return copy.deepcopy({**optimizer, "state": state})
+
+
+def _unpacked(saved: dict[str, Any]) -> dict[str, Any]:
+    """A copy: the optimizer that loads it goes on writing into the tensors it is given."""
+    return copy.deepcopy({**saved, "state": dict(saved["state"])})
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -188,18 +188,22 @@ def _details(task: TaskReport) -> Iterator[str]:
     if task.first_step > 1:
         yield f"resumed, counted from step {task.first_step} on"
     if task.s_low is not None:
-        yield f"S between {task.s_low} and {task.s_high}, now {task.s_last}"
-    if task.signal_first is not None and task.signal_last is not None:
-        merges = f"{ENDS} merges"
+        moved = task.s_low != task.s_high
         yield (
-            f"mean learning signal {task.signal_first:.4g} (first {merges}), "
-            f"{task.signal_last:.4g} (last {merges})"
+            f"S between {task.s_low} and {task.s_high}, now {task.s_last}"
+            if moved
+            else (f"S {task.s_last} throughout")
         )
+    if task.signal_first is not None and task.signal_last is not None:
+        signal = f"mean learning signal {task.signal_first:.4g}"
+        if sum(task.merges.values()) > ENDS:
+            signal += f" (first {ENDS} merges), {task.signal_last:.4g} (last {ENDS} merges)"
+        yield signal
     for count, what in (
-        (task.rejected, "rejected"),
+        (task.rejected, "rejected merges"),
         (task.skipped_probes, "probes skipped as not finite"),
-        (task.rollbacks, "rolled back"),
+        (task.rollbacks, "roll-backs"),
         (task.measures, "measurements without a merge"),
     ):
         if count:
-            yield f"{count} {what}"
+            yield f"{what}: {count}"

@@ -1,7 +1,7 @@
 """The paper's four backbones as numbers: which LoRA tensors an adapter on q and v trains.
 
-Adapter shapes follow from the architecture alone, so nothing is downloaded; a test compares them with
-what PEFT builds from the transformers configs on the meta device.
+Adapter shapes follow from the architecture alone, so nothing is downloaded; a test compares them
+with what PEFT builds from the transformers configs on the meta device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bandwidth ceiling of this machine in this run: triad and copy, all threads, cold.
 
-A triad ``a[i] = b[i] + s * c[i]`` counts 12 bytes per fp32 entry. A plain store first reads the line
-it overwrites, which is not counted; the non-temporal triad does not, and needs the compiled module.
+A triad ``a[i] = b[i] + s * c[i]`` counts 12 bytes per fp32 entry. A plain store first reads the
+line it overwrites, which is not counted; a non-temporal store does not, but needs compiled code.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from timing import Call, Effort, cold
 from torch import Tensor
+
+from timing import Call, Effort, cold
 
 try:
     from aimmerge_fast import _native
 except ImportError:
     _native = None  # type: ignore[assignment,unused-ignore]
 
-#: Entries of one array: LLaMA2-7B's adapter, so that a call lasts as long as what it is compared to.
+#: Entries of one array: LLaMA2-7B's adapter, so that a call lasts as long as the merges do.
 ENTRIES = 4_194_304
 
 
@@ -37,11 +38,11 @@ class Ceiling:
         return max(self.plain, self.nontemporal or 0.0)
 
 
-def measure(device: torch.device, effort: Effort, entries: int = ENTRIES) -> Ceiling:
-    """Measure the ceiling of ``device`` on arrays of ``entries`` fp32 values."""
+def measure(device: torch.device, effort: Effort) -> Ceiling:
+    """Measure the ceiling of ``device``."""
     sets = [
-        [torch.ones(entries, device=device) for _ in range(3)]
-        for _ in range(effort.rotation(3 * 4 * entries))
+        [torch.ones(ENTRIES, device=device) for _ in range(3)]
+        for _ in range(effort.rotation(3 * 4 * ENTRIES))
     ]
     plain, nontemporal, note = _triads(device)
     arms: dict[str, list[Call]] = {"plain": [_call(plain, arrays) for arrays in sets]}
@@ -50,7 +51,7 @@ def measure(device: torch.device, effort: Effort, entries: int = ENTRIES) -> Cei
     arms["copy"] = [_call(_copy, arrays) for arrays in sets]
     spreads = cold(arms, effort, device)
     gbs = {
-        name: (8 if name == "copy" else 12) * entries / spread.headline(device) / 1e3
+        name: (8 if name == "copy" else 12) * ENTRIES / spread.headline(device) / 1e3
         for name, spread in spreads.items()
     }
     return Ceiling(gbs["plain"], gbs.get("nontemporal"), gbs["copy"], note)

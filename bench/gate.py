@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
+
 from backbones import Shape
 from ours import ALPHAS
 from rivals import Arm
-from torch import Tensor
 
 #: Relative error allowed to L1: our fp64 sum against another order, and the rivals' fp32 sums.
 _L1_TOLERANCE = {True: 1e-12, False: 1e-4}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+
 from timing import Call
 
 #: Torch operations that start no kernel: they allocate or re-describe memory.
@@ -33,8 +34,7 @@ def count(call: Call, device: torch.device) -> int:
         with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as trace:
             call()
             torch.cuda.synchronize(device)
-        gpu = torch.autograd.DeviceType.CUDA
-        return sum(event.device_type == gpu for event in trace.events())
+        return sum(event.device_type.name == "CUDA" for event in trace.events())
     # The plain recorder: Kineto's costs a second per use.
     with torch.autograd.profiler.profile(use_kineto=False) as record:
         call()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
 
 import gate
 import launches
 import timing
-import torch
 from backbones import Backbone
 from ours import ALPHAS, Ours, counted_bytes
-from rivals import COMPILED, RIVALS, Arm, Importance
+from rivals import COMPILED, RIVALS, Alphas, Arm, Importance
 from timing import Call, Effort, Spread
-from torch import Tensor
 
 #: The arm that times the released code's importance scores: per training step, not per merge.
 IMPORTANCE = "importance"
 Progress = Callable[[str], None]
+Maker = Callable[[list[Tensor]], Arm]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,9 @@ def backbone(
 ) -> Measured:
     """Check every arm against Eq. 7, then time them; ``GateError`` before anything is timed."""
     inputs = gate.Inputs.draw(what.shapes(), device)
-    makers: dict[str, Callable[[list[Tensor]], Arm]] = {
-        name: functools.partial(Ours, name) for name in backends
-    }
+    makers: dict[str, Maker] = {name: functools.partial(Ours, name) for name in backends}
     for name, rival in RIVALS.items():
-        makers[name] = functools.partial(rival, alphas=ALPHAS)
+        makers[name] = _weighted(rival)
     counts, skipped, host_us = {}, {}, {}
     for name, make in makers.items():
         progress(f"{what.title}: checking {name}")
@@ -69,7 +69,7 @@ def backbone(
 
 def _times(
     what: Backbone,
-    makers: dict[str, Callable[[list[Tensor]], Arm]],
+    makers: dict[str, Maker],
     inputs: gate.Inputs,
     effort: Effort,
     progress: Progress,
@@ -87,6 +87,10 @@ def _times(
     progress(f"{what.title}: timing hot")
     hot = timing.hot({name: arms[name][0] for name in makers}, effort, device)
     return {"cold": cold, "hot": hot}
+
+
+def _weighted(rival: Callable[[Sequence[Tensor], Alphas], Arm]) -> Maker:
+    return lambda live: rival(live, ALPHAS)
 
 
 def _moved(inputs: gate.Inputs) -> list[Tensor]:

@@ -5,7 +5,8 @@
 
 Adapter shapes are those of the true architectures; the values are random and no model is loaded.
 Cold: the data of a sample was last touched at least 300 MB ago. Hot: it was touched just before.
-Nothing is timed before its result agreed with Eq. 7 in the same run. The last line is one JSON record.
+Nothing is timed before its result agreed with Eq. 7 in the same run. The last line of the output is
+one JSON record. Beside the text a chart is drawn, unless told otherwise merge_overhead.png here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import backbones
 import ceiling
 import chart
@@ -28,12 +31,12 @@ import measure
 import ours
 import tables
 import timing
-import torch
 from backbones import Backbone
 from gate import GateError
 from timing import Effort
 
 BAD_INPUT, WRONG_RESULT = 2, 1
+_CHART = Path("merge_overhead.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,25 +74,24 @@ def run(
     device: torch.device,
     effort: Effort,
     progress: Callable[[str], None],
-    ceiling_entries: int = ceiling.ENTRIES,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure and print; returns the summary (the last line) and the details (for ``--json``)."""
     print(_header(device))
     progress("ceiling")
-    top = ceiling.measure(device, effort, ceiling_entries)
+    top = ceiling.measure(device, effort)
     print(tables.ceiling_text(top), flush=True)
     measured = []
     for backbone in chosen:
         measured.append(measure.backbone(backbone, backends, device, effort, progress))
         print(tables.backbone_text(measured[-1], top, device), flush=True)
     progress("ceiling again, for its drift")
-    again = ceiling.measure(device, effort, ceiling_entries)
+    again = ceiling.measure(device, effort)
     print(f"ceiling at the end: {again.best:.1f} GB/s, at the start: {top.best:.1f}")
     summary = {
         "device": environment.describe(device),
         "versions": environment.versions(),
         "commit": environment.commit(),
-        "ceiling_gbs": round(top.best, 3),
+        "ceiling_gbs": top.best,
         "cases": tables.cases(measured, top, device),
     }
     return summary, {**tables.details(measured, top), "ceiling_at_end": again.best}
@@ -97,14 +99,15 @@ def run(
 
 def _header(device: torch.device) -> str:
     statistic = "p20" if device.type == "cpu" else "p50"
-    return (
-        f"{environment.describe(device)}; torch {torch.__version__}\n"
-        f"One merge without its memory steps, fp32. GB/s: the bytes that a merge must move (32 per\n"
-        f"entry) over the {statistic}, for every arm; the JSON's times are the {statistic} too. Hot"
-        " rows may pass the cold\n"
-        f"ceiling. An epoch is {tables.STEPS_PER_EPOCH} steps (1,000 records at batch 8); S' >= 2, "
-        f"so at most {tables.MERGES_PER_EPOCH} merges."
+    lines = (
+        f"{environment.describe(device)}; torch {torch.__version__}",
+        "One merge without its memory steps, fp32; every arm is checked before it is timed.",
+        f"GB/s is what a merge must move (32 bytes per entry) over the {statistic}, and so are the",
+        f"times in the JSON the {statistic}. The ceiling is the cold one: hot rows may pass it.",
+        f"An epoch is {tables.STEPS_PER_EPOCH} steps (1,000 records at batch 8) with at most "
+        f"{tables.MERGES_PER_EPOCH} merges, for S' >= 2.",
     )
+    return "\n".join(lines)
 
 
 def _draw(summary: dict[str, Any], path: Path) -> None:
@@ -118,8 +121,11 @@ def _draw(summary: dict[str, Any], path: Path) -> None:
 
 def _check_writable(path: Path | None) -> None:
     """``OSError`` now rather than after minutes of timing."""
-    if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-        raise OSError(f"cannot write {path}; name a file in a folder that exists and is writable")
+    if path is None:
+        return
+    target = path if path.exists() else path.absolute().parent
+    if path.is_dir() or not os.access(target, os.W_OK):
+        raise OSError(f"cannot write {path}; name a file in a folder that is there and writable")
 
 
 def _stderr_progress() -> Callable[[str], None]:
@@ -135,6 +141,10 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+def _chart(text: str) -> Path | None:
+    return None if text == "none" else Path(text)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
@@ -142,7 +152,7 @@ def _names(text: str) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n\n")[0],
-        epilog="Times are shown as p20, p50 and p80; exit code 1: a result was wrong, 2: bad input.",
+        epilog="Exit code 1: a result was wrong, nothing was timed from there on. 2: bad input.",
     )
     known = ", ".join(backbones.BACKBONES)
     parser.add_argument("--backbone", type=_names, metavar="NAMES", help=f"of {known}; default all")
@@ -151,7 +161,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results with details")
-    parser.add_argument("--chart", type=Path, metavar="PATH", help="draw a PNG (needs matplotlib)")
+    parser.add_argument(
+        "--chart",
+        type=_chart,
+        metavar="PATH",
+        default=_CHART,
+        help=f"PNG, default {_CHART}; or none",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     return parser
 

@@ -1,15 +1,15 @@
-"""Our merge as an arm: one engine over one set of adapter tensors, driven the way the merger does."""
+"""Our merge as an arm: one engine over one set of adapter tensors, driven as the merger does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import torch
-from rivals import Alphas
 from torch import Tensor
 
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
+from rivals import Alphas
 
 #: Constant weights 0.6 and 0.4: never the alpha = (1, 0) shortcut, which reads less.
 CONFIG = AIMConfig(schedule="fixed", alpha_new=0.6)

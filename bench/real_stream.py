@@ -127,7 +127,10 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def lock(folder: Path) -> TextIO:
-    """Hold the folder for this process; the lock ends with it, however it ends."""
+    """Hold an arm's folder for this process; the lock ends with it, however it ends.
+
+    Each arm has its own, so that several processes can train several arms of one run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("w")
     try:
@@ -173,16 +176,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = args.tasks.split(",")
     tasks = [load_task(args.data, name, args.eval_items, args.seed) for name in names]
     settings, own = settings_of(args, tasks), arm_settings(args, config)
-    with lock(args.out):
-        claim(args.out, settings)
-        for task in tasks:
-            print(f"{task.name}: {len(task.train)} training records; {task.split_note}", flush=True)
-        setup = set_up(args, tasks, config)
-        results = {}
-        for name in args.arms.split(","):
-            claim(args.out / name, own[name])
-            progress = Arm(name, setup, args.out / name).run()
-            results[name] = stream_report.arm_result(progress, own[name], args.out / name)
+    claim(args.out, settings)
+    for task in tasks:
+        print(f"{task.name}: {len(task.train)} training records; {task.split_note}", flush=True)
+    setup = set_up(args, tasks, config)
+    results = {}
+    for name in args.arms.split(","):
+        folder = args.out / name
+        with lock(folder):
+            claim(folder, own[name])
+            progress = Arm(name, setup, folder).run()
+            results[name] = stream_report.arm_result(progress, own[name], folder)
     result = stream_report.whole_result(settings, results)
     if args.json:
         stream_report.write_json(args.json, result)
@@ -193,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         result = run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     stream_report.show(result)

@@ -1,8 +1,8 @@
 """The same merge as others would write it: released sequence, ``torch._foreach_*``, torch.compile.
 
-Plain torch with no more Python than one loop over the tensors, and each gives our theta: separate
-multiplications and additions in the order of Eq. 7, because ``alpha=`` arguments and ``addcmul`` fuse
-them into one rounding.
+Plain torch with no more Python than one loop over the tensors per statement, and each gives our
+theta: separate multiplications and additions in the order of Eq. 7, because ``alpha=`` arguments
+and ``addcmul`` fuse them into one rounding.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Arm(Protocol):
 class Released:
     """The authors' operations: about 13 small kernels per tensor, 108 bytes per fp32 entry.
 
-    As in their code each statement runs over all tensors and keeps what it made; without autograd's
-    tracking, the merge's own part of which theirs does not switch off.
+    As in their code each statement runs over all tensors and keeps what it made. Theirs also runs
+    under autograd; this arm is spared that.
     """
 
     tolerance = 0.0
@@ -111,12 +111,12 @@ class Foreach:
         self._alphas = alphas
         self._anchor = [tensor.clone() for tensor in self.live]
         self._mid = [torch.empty_like(tensor) for tensor in self.live]
-        self._new: Sequence[Tensor] = []
+        self._new: list[Tensor] = []
         self._l1 = torch.zeros(())
 
     def open_(self) -> None:
         torch._foreach_copy_(self._mid, self.live)
-        self._new = torch._foreach_sub(self._mid, self._anchor)
+        self._new = list(torch._foreach_sub(self._mid, self._anchor))
         self._l1 = torch.stack(torch._foreach_norm(self._new, 1)).sum()
 
     def close_(self) -> None:

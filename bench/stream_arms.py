@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.events import Event, Open, read_events
+from aimmerge_fast.events import Event, EventLog, Open, read_events
 from aimmerge_fast.memory import RehearsalMemory
 from stream_data import Encoder, Record, Task, batch_at
 from stream_model import AnswerLoss, adapter_sha256, adapter_state, load_adapter_state
@@ -84,12 +84,17 @@ class Arm:
     def run(self) -> Progress:
         """Train and evaluate what is left; the whole of it has been saved when this returns."""
         self._restore()
-        if not self.finished and self.name == "aim":
-            self.merger = self._new_merger()
-        while not self.finished:
-            self._evaluate()
-            if self.progress.task < len(self.setup.tasks):
-                self._train_task(self.setup.tasks[self.progress.task])
+        if self.finished:
+            return self.progress
+        with contextlib.ExitStack() as stack:
+            if self.name == "aim":
+                log = EventLog(self.folder / EVENTS)
+                stack.callback(log.close)
+                self.merger = self._new_merger(log)
+            while not self.finished:
+                self._evaluate()
+                if self.progress.task < len(self.setup.tasks):
+                    self._train_task(self.setup.tasks[self.progress.task])
         return self.progress
 
     @property
@@ -175,7 +180,7 @@ class Arm:
             flush=True,
         )
 
-    def _new_merger(self) -> Any:
+    def _new_merger(self, log: EventLog) -> Any:
         from aimmerge_fast import FastAIMMerger
 
         merger = FastAIMMerger(
@@ -184,8 +189,7 @@ class Arm:
             optimizer=self.optimizer,
             collate=self.setup.encoder.collate,
             loss_fn=self.setup.loss,
-            events=self.folder / EVENTS,
-            callbacks=[self._count],
+            callbacks=[log, self._count],
         )
         if self._merger_state is not None:
             merger.load_state_dict(self._merger_state)

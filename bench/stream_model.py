@@ -23,7 +23,8 @@ def load_model(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    quieter: Any = logging
+    quieter.disable_progress_bar()
     with _unpacked(path) as (folder, gguf):
         source = {"gguf_file": gguf} if gguf else {}
         model: Any = AutoModelForCausalLM.from_pretrained(

@@ -97,7 +97,7 @@ def show(result: dict[str, Any]) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Written aside and renamed, so that a reader never sees half of it."""
-    aside = path.with_name(path.name + ".tmp")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+
 from ceiling import Ceiling
 from measure import IMPORTANCE, Measured
 
@@ -42,16 +43,16 @@ def _case(
         "backend": backend,
         "entries": one.backbone.entries(),
         "tensors": one.tensors,
-        "us": round(us, 2),
-        "gbs": round(gbs, 3),
-        "ceiling_fraction": round(gbs / ceiling.best, 4),
-        "released_us": _rounded(times.get("released")),
-        "foreach_us": _rounded(times.get("foreach")),
-        "compiled_us": _rounded(times.get("compiled")),
-        "host_us": round(one.host_us[backend], 3),
+        "us": _six(us),
+        "gbs": _six(gbs),
+        "ceiling_fraction": _six(gbs / ceiling.best),
+        "released_us": _six(times.get("released")),
+        "foreach_us": _six(times.get("foreach")),
+        "compiled_us": _six(times.get("compiled")),
+        "host_us": _six(one.host_us[backend]),
         "launches": one.launches[backend],
         "cache": cache,
-        "engine_minutes_per_epoch": round(engine_minutes(one.host_us[backend], us), 9),
+        "engine_minutes_per_epoch": _six(engine_minutes(one.host_us[backend], us)),
         "table6_overhead_minutes": one.backbone.table6_overhead,
     }
 
@@ -98,7 +99,8 @@ def backbone_text(one: Measured, ceiling: Ceiling, device: torch.device) -> str:
     lines += [f"  {arm}: not run, {reason}" for arm, reason in one.skipped.items()]
     scores = one.spreads["cold"][IMPORTANCE].headline(device)
     lines.append(f"  released, its unused importance scores apart: {scores:,.0f} µs per step, cold")
-    lines += [_epoch(one, backend, device) for backend in one.host_us]
+    for backend in one.host_us:
+        lines += [_ratios(one, backend, device), _epoch(one, backend, device)]
     return "\n".join(lines)
 
 
@@ -112,6 +114,13 @@ def _row(one: Measured, cache: str, arm: str, ceiling: Ceiling, device: torch.de
     )
 
 
+def _ratios(one: Measured, backend: str, device: torch.device) -> str:
+    times = {name: spread.headline(device) for name, spread in one.spreads["cold"].items()}
+    rivals = [name for name in times if name not in one.host_us and name != IMPORTANCE]
+    shares = ", ".join(f"{name} {times[name] / times[backend]:.2f} x" for name in rivals)
+    return f"  {backend}, cold: as long as ours takes, {shares}"
+
+
 def _epoch(one: Measured, backend: str, device: torch.device) -> str:
     us = one.spreads["cold"][backend].headline(device)
     minutes = engine_minutes(one.host_us[backend], us)
@@ -120,5 +129,6 @@ def _epoch(one: Measured, backend: str, device: torch.device) -> str:
     return f"  {backend}: {minutes:.6f} engine minutes per epoch; Table 6's overhead: {beside}"
 
 
-def _rounded(us: float | None) -> float | None:
-    return None if us is None else round(us, 2)
+def _six(value: float | None) -> float | None:
+    """Six significant digits: more than any clock gives."""
+    return None if value is None else float(f"{value:.6g}")

@@ -19,7 +19,7 @@ Call = Callable[[], object]
 
 #: Bytes that the sets of one cold arm must cover, so that no cache holds what comes next.
 ROTATION_BYTES = 300_000_000
-#: Runs in a row of a hot sample, of which the last is timed: the arm before it leaves a foreign cache.
+#: Runs in a row of a hot sample; only the last is timed, for the arm before left a foreign cache.
 HOT_RUN = 3
 #: Fewest samples of an arm, however slow it is.
 FEWEST_SAMPLES = 7
@@ -59,7 +59,7 @@ class Effort:
 
 
 FULL = Effort(samples=200, seconds=3.0, hook_calls=20_000)
-QUICK = Effort(samples=40, seconds=0.4, hook_calls=2_000)
+QUICK = Effort(samples=40, seconds=0.25, hook_calls=2_000)
 
 
 def stopwatch(device: torch.device) -> Callable[[Call], float]:
@@ -86,7 +86,7 @@ def stopwatch(device: torch.device) -> Callable[[Call], float]:
 
 
 def cold(arms: dict[str, list[Call]], effort: Effort, device: torch.device) -> dict[str, Spread]:
-    """Spread of each arm over its rotating sets, the arms interleaved so that drift hits them all."""
+    """Spread of each arm over its rotating sets, interleaved so that drift hits every arm."""
     return _sample(arms, effort, device, repeat=1)
 
 

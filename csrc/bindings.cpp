@@ -65,40 +65,145 @@ std::tuple<uint64_t, int64_t, int32_t, int32_t> tile(uint64_t address, int64_t e
   return {t.address, t.offset, t.count, t.flags};
 }
 
-#define FIELD(owner, type, name) owner[#name] = offsetof(type, name)
+// name -> (offset, size), for every field: the Python side describes the same bytes once more.
+#define FIELD(type, name) fields[#name] = py::make_tuple(offsetof(type, name), sizeof(type::name))
+
+py::dict config_fields() {
+  py::dict fields;
+  FIELD(Config, gamma_forget);
+  FIELD(Config, gamma_plus_small);
+  FIELD(Config, gamma_minus_small);
+  FIELD(Config, gamma_plus_large);
+  FIELD(Config, gamma_minus_large);
+  FIELD(Config, p_new_cold);
+  FIELD(Config, alpha_floor);
+  FIELD(Config, alpha_new);
+  FIELD(Config, seed);
+  FIELD(Config, policy);
+  FIELD(Config, schedule);
+  FIELD(Config, s_init);
+  FIELD(Config, s_min);
+  FIELD(Config, s_max);
+  FIELD(Config, s_hi);
+  FIELD(Config, window);
+  FIELD(Config, f_max);
+  FIELD(Config, s_switch);
+  FIELD(Config, use_learning_signal);
+  FIELD(Config, use_forgetting_signal);
+  FIELD(Config, outer_init);
+  FIELD(Config, cold_start);
+  FIELD(Config, s_weight);
+  FIELD(Config, adaptive);
+  FIELD(Config, merge_at_count);
+  FIELD(Config, merge_at);
+  return fields;
+}
+
+py::dict state_fields() {
+  py::dict fields;
+  FIELD(State, sum);
+  FIELD(State, threshold);
+  FIELD(State, loss);
+  FIELD(State, l1);
+  FIELD(State, lambda);
+  FIELD(State, change_factor);
+  FIELD(State, alpha1);
+  FIELD(State, alpha2);
+  FIELD(State, partial_l1);
+  FIELD(State, partial_bad);
+  FIELD(State, history);
+  FIELD(State, sequence);
+  FIELD(State, ring);
+  FIELD(State, ring_size);
+  FIELD(State, task);
+  FIELD(State, S);
+  FIELD(State, t);
+  FIELD(State, F);
+  FIELD(State, g);
+  FIELD(State, samples);
+  FIELD(State, has_threshold);
+  FIELD(State, history_count);
+  FIELD(State, merges);
+  FIELD(State, memory_steps);
+  FIELD(State, code);
+  FIELD(State, phase);
+  FIELD(State, reject);
+  FIELD(State, elapsed);
+  FIELD(State, cold);
+  FIELD(State, L_up);
+  FIELD(State, L_down);
+  FIELD(State, case_);
+  FIELD(State, defer);
+  return fields;
+}
+
+py::dict record_fields() {
+  py::dict fields;
+  FIELD(Record, sequence);
+  FIELD(Record, loss);
+  FIELD(Record, threshold);
+  FIELD(Record, l1);
+  FIELD(Record, t);
+  FIELD(Record, S);
+  FIELD(Record, F);
+  FIELD(Record, code);
+  FIELD(Record, merge);
+  FIELD(Record, memory_steps);
+  FIELD(Record, next_S);
+  FIELD(Record, reject);
+  return fields;
+}
+
+#undef FIELD
 
 py::dict layout() {
-  py::dict config, state, record, sizes;
-  FIELD(config, Config, gamma_forget);
-  FIELD(config, Config, alpha_new);
-  FIELD(config, Config, seed);
-  FIELD(config, Config, policy);
-  FIELD(config, Config, window);
-  FIELD(config, Config, outer_init);
-  FIELD(config, Config, merge_at_count);
-  FIELD(config, Config, merge_at);
-  FIELD(state, State, sum);
-  FIELD(state, State, alpha1);
-  FIELD(state, State, partial_bad);
-  FIELD(state, State, history);
-  FIELD(state, State, sequence);
-  FIELD(state, State, ring_size);
-  FIELD(state, State, S);
-  FIELD(state, State, merges);
-  FIELD(state, State, phase);
-  FIELD(state, State, defer);
-  FIELD(record, Record, sequence);
-  FIELD(record, Record, l1);
-  FIELD(record, Record, t);
-  FIELD(record, Record, reject);
-  sizes["config"] = sizeof(Config);
-  sizes["state"] = sizeof(State);
-  sizes["record"] = sizeof(Record);
-  py::dict all;
-  all["config"] = config;
-  all["state"] = state;
-  all["record"] = record;
+  py::dict sizes, all;
+  sizes["Config"] = sizeof(Config);
+  sizes["State"] = sizeof(State);
+  sizes["StateBlock"] = sizeof(StateBlock);
+  sizes["Record"] = sizeof(Record);
+  all["Config"] = config_fields();
+  all["State"] = state_fields();
+  all["Record"] = record_fields();
   all["sizes"] = sizes;
+  return all;
+}
+
+template <class T>
+py::dict numbered(std::initializer_list<std::pair<const char*, T>> names) {
+  py::dict numbers;
+  for (const auto& [name, value] : names) numbers[name] = static_cast<int>(value);
+  return numbers;
+}
+
+// What the numbers in Config, State and Record stand for.
+py::dict numbers() {
+  py::dict all;
+  all["policies"] = numbered<Policy>({{"paper", kPaper}, {"released", kReleased}});
+  all["schedules"] = numbered<Schedule>({{"adaptive", kAdaptive},
+                                         {"monitor", kMonitor},
+                                         {"fixed", kFixed},
+                                         {"rapid+", kRapidPlus},
+                                         {"slow+", kSlowPlus},
+                                         {"random", kRandom},
+                                         {"at", kAt},
+                                         {"single", kSingle}});
+  all["codes"] = numbered<Code>({{"collect", kCollect},
+                                 {"threshold", kThreshold},
+                                 {"monitor", kQuiet},
+                                 {"activate", kActivate},
+                                 {"merge_early", kMergeEarly},
+                                 {"merge_due", kMergeDue},
+                                 {"merge_deferred", kMergeDeferred},
+                                 {"merge_forced", kMergeForced},
+                                 {"merge_final", kMergeFinal},
+                                 {"measure", kMeasure}});
+  all["halves"] = numbered<Code>({{"open", kOpen}, {"close", kClose}});
+  all["phases"] = numbered<Phase>({{"idle", kIdle}, {"merge_open", kMergeOpen}});
+  all["dtypes"] =
+      numbered<Dtype>({{"float32", kFloat32}, {"bfloat16", kBFloat16}, {"float16", kFloat16}});
+  all["limits"] = numbered<int>(
+      {{"window", kMaxWindow}, {"merge_at", kMaxMergeAt}, {"tile", kTile}, {"wide", kWide}});
   return all;
 }
 
@@ -126,6 +231,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("plan", &plan);
   m.def("tile", &tile);
   m.def("layout", &layout);
+  m.def("numbers", &numbers);
   m.def("threads", &threads);
   m.def("isa", &isa_name);
   m.def("isa_available", &isa_available);

@@ -5,6 +5,7 @@ Every build runs on a small stand-in tree with the real ``setup.py`` and ``pypro
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
@@ -279,3 +280,19 @@ def test_the_pins_satisfy_the_requirements() -> None:
     for requirement in map(Requirement, wanted):
         assert requirement.name in pins, f"constraints.txt does not pin {requirement.name}"
         assert requirement.specifier.contains(pins[requirement.name]), requirement
+
+
+def test_the_stub_lists_what_the_native_module_has() -> None:
+    native = pytest.importorskip(f"{PACKAGE}._native", exc_type=ImportError)
+    stub = ast.parse((ROOT / PACKAGE / "_native.pyi").read_text())
+
+    def names(body: list[ast.stmt]) -> set[str]:
+        found = (node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        return {name for name in found if not name.startswith("_")}
+
+    def public(owner: object) -> set[str]:
+        return {name for name in dir(owner) if not name.startswith("_")}
+
+    (engine,) = [node for node in stub.body if isinstance(node, ast.ClassDef)]
+    assert names(stub.body) == public(native)
+    assert names(engine.body) == public(native.Engine)

@@ -97,6 +97,11 @@ def test_ties_are_kept_or_named() -> None:
     model.two.data = model.one.data.t()
     assert found.check() is False
     assert found.check() is True
+    model.two.data = model.two.data.clone()  # this time only the one that is not counted
+    with pytest.raises(RuntimeError, match="'two' no longer shares the memory of 'one'"):
+        found.check()
+    model.two.data = model.one.data.t()
+    assert found.check() is True
     model.to(torch.float64).to(torch.float32)  # moves each by itself
     with pytest.raises(RuntimeError, match="'two' no longer shares the memory of 'one'"):
         found.check()

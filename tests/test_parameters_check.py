@@ -147,6 +147,14 @@ def test_a_listed_tensor_is_followed_by_its_data() -> None:
     assert found.check() is True
 
 
+def test_the_stride_of_a_dimension_of_one_is_no_layout() -> None:
+    tensor = torch.zeros(6).as_strided((1, 6), (99, 1)).requires_grad_()
+    found = discover([tensor])
+    tensor.data = torch.ones(1, 6)
+    assert found.check() is False
+    assert found.flat()[0].tolist() == [1.0] * 6
+
+
 # --- adapters loaded from disk ----------------------------------------------------------------
 
 

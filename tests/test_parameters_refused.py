@@ -56,6 +56,7 @@ ERRORS: dict[str, tuple[Callable[[], Any], Any, str]] = {
     "adapters of a wrong type": (two_adapters, 3, "adapters=3 names no adapter"),
     "adapters of a list": (lambda: [torch.zeros(2)], "default", "needs the model"),
     "inactive adapter": (two_adapters, "other", r"'other' is frozen.*set_adapter\('other'\)"),
+    "one of two inactive": (two_adapters, ["default", "other"], "'other' is frozen"),
     "inference": (inference, None, "'default' is frozen.*is_trainable=True"),
     "disabled": (lambda: (m := adapted()).base_model.disable_adapter_layers() or m, None, "frozen"),
     "merged": (merged, None, r"'default' is merged.*unmerge_adapter\(\)"),

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,13 +51,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    words.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet),
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(
-        root / "model"
-    )
+    words.train_from_iterator(texts, trainer)
+    make: Callable[..., Any] = PreTrainedTokenizerFast
+    make(tokenizer_object=words, eos_token="<end>").save_pretrained(root / "model")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(words.get_vocab()),
@@ -189,7 +189,7 @@ def test_finished_arm_is_not_run_again_and_foreign_folder_is_refused(
     capsys.readouterr()
     assert stream.main(_arguments(world, tmp_path / "run", *small, "--lr", "0.02")) == 2
     assert "holds a run with lr=0.01, not 0.02" in capsys.readouterr().err
-    with stream.lock(tmp_path / "run"):
+    with stream.lock(tmp_path / "run" / "plain"):
         assert stream.main(_arguments(world, tmp_path / "run", *small)) == 2
     assert "another process is running" in capsys.readouterr().err
 

@@ -10,22 +10,12 @@ import pytest
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.simulate import Simulation, simulate
+from tests.recorded import agree
 from tests.traces import Trace, config_of, load_traces
 
 BACKENDS = [name for name, missing in kernels.available().items() if missing is None]
 TRACES = load_traces()
 NAN = math.nan
-
-
-def agree(got: Any, expected: Any) -> bool:
-    """Equal, floats to 1e-12 relative, keys and their set included."""
-    if isinstance(expected, dict):
-        return got.keys() == expected.keys() and all(agree(got[k], expected[k]) for k in expected)
-    if isinstance(expected, list):
-        return len(got) == len(expected) and all(map(agree, got, expected))
-    if isinstance(expected, float):
-        return isinstance(got, float) and math.isclose(got, expected, rel_tol=1e-12)
-    return type(got) is type(expected) and bool(got == expected)
 
 
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace["id"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aimmerge_fast import cli
-from tests.test_simulate_file import TRACE, write
+from tests.recorded import TRACE, write
 
 
 def run(
@@ -47,7 +47,7 @@ def without(field: str) -> str:
 BAD_FILES = {
     "": "is empty",
     '{"traces": [\n{"id": "a",}]}': "t.json, line 2, column 12: malformed JSON",
-    '{"traces": "\xff"': "t.json: malformed JSON: 'utf-8' codec can't decode byte 0xff in position 12",
+    '{"traces": "\xff"': "malformed JSON: 'utf-8' codec can't decode byte 0xff in position 12",
     '{"a": ' + "9" * 5000 + "}": "malformed JSON",
     "[" * 100_000: "malformed JSON",
     '{"traces": []}': "'traces' must be a list of at least one trace",

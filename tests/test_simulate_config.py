@@ -10,7 +10,7 @@ from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.simulate import simulate
 from aimmerge_fast.simulate_config import configure, parse_overrides
 from aimmerge_fast.simulate_output import simulate_file
-from tests.test_simulate_file import TRACE, write
+from tests.recorded import TRACE, write
 
 
 def test_overrides_are_typed() -> None:

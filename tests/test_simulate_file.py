@@ -12,22 +12,10 @@ import pytest
 from rich.console import Console
 
 from aimmerge_fast.simulate_output import show, simulate_file, write_json
-from tests.test_simulate import agree
+from tests.recorded import TRACE, agree, write
 from tests.traces import FILES, load_traces
 
 VECTORS = Path(__file__).parent / "vectors"
-TRACE: dict[str, Any] = {
-    "id": "small",
-    "policy": "paper",
-    "config": {"s_init": 4},
-    "history_loss": [0.1] * 20,
-    "delta_l1": [8.0, 6.0],
-}
-
-
-def write(path: Path, document: Any) -> Path:
-    path.write_text(json.dumps(document), encoding="utf-8")
-    return path
 
 
 def shown(results: Any) -> str:

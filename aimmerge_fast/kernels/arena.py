@@ -44,6 +44,25 @@ def check_live(live: Sequence[torch.Tensor]) -> torch.device:
     return live[0].device if live else torch.device("cpu")
 
 
+def check_apart(live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.Tensor) -> None:
+    """``ValueError`` naming two tensors that share memory: their entries would be fused twice.
+
+    One device, O(n log n): done where tensors are bound, not at every merge.
+    """
+    named = [(f"live[{index}]", tensor) for index, tensor in enumerate(live)]
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size(), name)
+        for name, tensor in [*named, ("anchor", anchor), ("mid", mid)]
+        if tensor.numel()
+    )
+    for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+        if start < end:
+            raise ValueError(
+                f"{first} and {second} share memory; list each tensor once and give anchor and mid "
+                "arenas of their own (new_arena())"
+            )
+
+
 def arena_layout(live: Sequence[torch.Tensor]) -> Layout:
     """Start of each tensor at a multiple of 64 of its entries and of the largest item size."""
     offsets, end = [], 0

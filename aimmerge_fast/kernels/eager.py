@@ -13,57 +13,81 @@ from contextlib import contextmanager
 import torch
 
 from aimmerge_fast.kernels import eager_controller as controller
-from aimmerge_fast.kernels.arena import arena_views, copy_into, copy_out
-from aimmerge_fast.kernels.layout import MERGE_OPEN, block, ring
+from aimmerge_fast.kernels.arena import arena_views, check_apart, check_live, copy_into, copy_out
+from aimmerge_fast.kernels.layout import MERGE_OPEN, Block, block, ring
 
 Tensor = torch.Tensor
 _TILE, _ROW, _LANES = 4096, 1024, 256
-_SMALLEST_NORMAL = 2.2250738585072014e-308
+_SMALLEST_NORMAL = 1.1754943508222875e-38
+_GRAIN = 1 << 15  # entries from which torch shares an element-wise operation among threads
 
 
 @contextmanager
-def exact_denormals() -> Iterator[None]:
-    """Denormals kept for the block, as the native kernels keep them (of the calling thread)."""
-    flushing = torch.tensor(_SMALLEST_NORMAL, dtype=torch.float64).mul(0.5).item() == 0.0
+def exact_denormals(entries: int = 1) -> Iterator[None]:
+    """Denormals kept for the block, as the native kernels keep them, in work on ``entries``.
+
+    torch.set_flush_denormal sets the mode of the calling thread; torch's workers inherited theirs
+    when they started, and nothing resets it. Where one of them flushes, one thread does the work.
+    """
+    threads = torch.get_num_threads()
+    flushing = _flushes(1)
+    alone = threads > 1 and entries > _GRAIN and (flushing or _flushes(threads * _GRAIN))
     if flushing:
         torch.set_flush_denormal(False)
+    if alone:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
         if flushing:
             torch.set_flush_denormal(True)
+        if alone:
+            torch.set_num_threads(threads)
+
+
+def _flushes(entries: int) -> bool:
+    """Whether a thread that takes part in an operation on so many entries flushes denormals."""
+    return not bool(torch.full((entries,), _SMALLEST_NORMAL, dtype=torch.float32).mul_(0.5).all())
 
 
 def observe_(loss: Tensor, state: Tensor) -> None:
     """Give one history loss to the controller."""
-    controller.observe_step(block(state), ring(state), float(loss.item()))
+    with exact_denormals():
+        controller.observe_step(block(state), ring(state), float(loss.item()))
 
 
 def open_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
     """mid <- live; L1 and the controller's transition; undone when live is not finite."""
-    with torch.no_grad(), exact_denormals():
-        copy_into(mid, live)
-        total, bad = l1_change(live, arena_views(anchor, live)), _count_bad(live)
-    shared = block(state)
-    shared["state"]["partial_l1"], shared["state"]["partial_bad"] = total, bad
-    if shared["state"]["defer"]:
-        return
-    controller.open_merge(shared, ring(state), total, bad)
-    repair_(live, anchor, mid, state)
+    check_apart(live, anchor, mid)
+    _open(live, anchor, mid, state)
 
 
 def close_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
     """live, anchor <- anchor + (alpha1 * (mid - anchor) + alpha2 * (live - mid)), Eq. 7."""
+    check_apart(live, anchor, mid)
+    _close(live, anchor, mid, state)
+
+
+def _open(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
     shared = block(state)
-    alpha = float(shared["state"]["alpha1"]), float(shared["state"]["alpha2"])
-    anchors, mids = arena_views(anchor, live), arena_views(mid, live)
-    with torch.no_grad(), exact_denormals():
-        for members in _alike(live):
-            a, m, x = (torch.stack([t[i] for i in members]) for t in (anchors, mids, live))
-            fused = fuse(a, m, x, *alpha).unbind()
-            torch._foreach_copy_([live[i] for i in members], fused)
-            torch._foreach_copy_([anchors[i] for i in members], fused)
-        bad = _count_bad(live)
+    with torch.no_grad(), exact_denormals(_entries(live)):
+        copy_into(mid, live)
+        total, bad = l1_change(live, arena_views(anchor, live)), _count_bad(live)
+        shared["state"]["partial_l1"], shared["state"]["partial_bad"] = total, bad
+        if shared["state"]["defer"]:
+            return
+        controller.open_merge(shared, ring(state), total, bad)
+    repair_(live, anchor, mid, state)
+
+
+def _close(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+    shared = block(state)
+    if controller.changes_live(shared["config"]):
+        bad = _fuse_all(live, arena_views(anchor, live), arena_views(mid, live), shared)
+    else:
+        bad = 0
+        if not shared["state"]["reject"]:  # a snapshot that was not finite is no anchor
+            copy_into(anchor, live)
     shared["state"]["partial_bad"] = bad
     if shared["state"]["defer"]:
         return
@@ -74,23 +98,38 @@ def close_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -
 def advance_(partials: Tensor, state: Tensor) -> None:
     """The transition of the next half from rows of (L1, non-finite entries), added in row order."""
     l1, bad = 0.0, 0
-    for row_l1, row_bad in partials.tolist():
-        l1, bad = l1 + row_l1, bad + int(row_bad)
     shared = block(state)
-    if shared["state"]["phase"] == MERGE_OPEN:
-        controller.close_merge(shared, ring(state), bad)
-    else:
-        controller.open_merge(shared, ring(state), l1, bad)
+    with exact_denormals():
+        for row_l1, row_bad in partials.tolist():
+            l1 += row_l1
+            bad += controller.truncate_within(row_bad, 0, controller.INT32_MAX)
+        if shared["state"]["phase"] == MERGE_OPEN:
+            controller.close_merge(shared, ring(state), bad)
+        else:
+            controller.open_merge(shared, ring(state), l1, bad)
 
 
 def repair_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
     """Undo the half that met a non-finite entry: open goes back to anchor, close to mid."""
     shared = block(state)
-    if not shared["state"]["reject"] or not controller.restores_live(shared["config"]):
+    if not shared["state"]["reject"] or not controller.changes_live(shared["config"]):
         return
     source, other = (anchor, mid) if shared["state"]["phase"] == MERGE_OPEN else (mid, anchor)
     copy_out(live, source)
     copy_into(other, live)
+
+
+def _fuse_all(
+    live: Sequence[Tensor], anchors: Sequence[Tensor], mids: Sequence[Tensor], shared: Block
+) -> int:
+    alpha = float(shared["state"]["alpha1"]), float(shared["state"]["alpha2"])
+    with torch.no_grad(), exact_denormals(_entries(live)):
+        for members in _alike(live):
+            a, m, x = (torch.stack([t[i] for i in members]) for t in (anchors, mids, live))
+            fused = fuse(a, m, x, *alpha).unbind()
+            torch._foreach_copy_([live[i] for i in members], fused)
+            torch._foreach_copy_([anchors[i] for i in members], fused)
+        return _count_bad(live)
 
 
 def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float) -> Tensor:
@@ -147,6 +186,11 @@ def _halve(values: Tensor, times: int) -> Tensor:
     return values[..., 0]
 
 
+def _entries(live: Sequence[Tensor]) -> int:
+    """Entries that CPU threads work on."""
+    return sum(tensor.numel() for tensor in live if tensor.device.type == "cpu")
+
+
 def _count_bad(live: Sequence[Tensor]) -> int:
     flat = {tensor.dtype: [t for t in live if t.dtype == tensor.dtype] for tensor in live}
     return sum(int((~torch.isfinite(torch.cat(same))).sum().item()) for same in flat.values())
@@ -160,16 +204,18 @@ class Engine:
         self.rebind(live)
 
     def rebind(self, live: Sequence[Tensor]) -> None:
+        check_live(live)
+        check_apart(live, self._anchor, self._mid)
         self._live = list(live)
 
     def observe_(self, loss: Tensor) -> None:
         observe_(loss, self._state)
 
     def open_(self) -> None:
-        open_(self._live, self._anchor, self._mid, self._state)
+        _open(self._live, self._anchor, self._mid, self._state)
 
     def close_(self) -> None:
-        close_(self._live, self._anchor, self._mid, self._state)
+        _close(self._live, self._anchor, self._mid, self._state)
 
     def advance_(self, partials: Tensor) -> None:
         advance_(partials, self._state)

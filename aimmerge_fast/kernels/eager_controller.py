@@ -22,7 +22,7 @@ COLLECT, THRESHOLD, QUIET, ACTIVATE, EARLY, DUE, DEFERRED, FORCED, FINAL, MEASUR
     ),
 )
 _MASK = (1 << 64) - 1
-_INT32_MAX = 0x7FFFFFFF
+INT32_MAX = 0x7FFFFFFF
 
 
 def divide(a: float, b: float) -> float:
@@ -223,7 +223,8 @@ def next_interval_released(c: Any, s: Any, previous: float) -> int:
         s_min = int(c["s_min"])
         shrunk = truncate_within(S / factor, s_min, max(S, s_min))
         return shrunk // 2 if shrunk >= c["s_switch"] else shrunk
-    s["change_factor"] = factor = divide(previous, signal) + (1.0 if S < c["s_switch"] else 0.5)
+    factor = divide(previous, signal) + (1.0 if S < c["s_switch"] else 0.5)
+    s["change_factor"] = factor = 1.0 if math.isnan(factor) else factor
     return truncate_within(S * factor, 0, int(c["s_max"]))
 
 
@@ -268,7 +269,8 @@ def record_merge(c: Any, s: Any, l1: float, kind: int) -> None:
     s["alpha1"], s["alpha2"] = weigh(c, s)
     s["S"] = next_interval(c, s, previous)
     if c["policy"] == RELEASED:
-        s["memory_steps"] = max(1, int(s["S"]) * int(c["outer_init"]) // int(c["s_init"]))
+        scaled = int(s["S"]) * int(c["outer_init"]) // int(c["s_init"])
+        s["memory_steps"] = min(max(1, scaled), INT32_MAX)
 
 
 def open_merge(block: Block, ring: Any, l1: float, bad: int) -> None:
@@ -281,7 +283,7 @@ def open_merge(block: Block, ring: Any, l1: float, bad: int) -> None:
     for name in ("cold", "L_up", "L_down", "case_"):
         s[name] = 0
     s["change_factor"] = math.nan
-    s["reject"] = min(bad, _INT32_MAX)
+    s["reject"] = min(bad, INT32_MAX)
     if s["reject"]:
         s["alpha1"], s["alpha2"] = 1.0, 0.0
     else:
@@ -298,11 +300,11 @@ def open_merge(block: Block, ring: Any, l1: float, bad: int) -> None:
 def close_merge(block: Block, ring: Any, bad: int) -> None:
     """The fused values were stored; bad = non-finite ones among them."""
     s = block["state"]
-    s["reject"] = min(bad, _INT32_MAX)
+    s["reject"] = min(bad, INT32_MAX)
     s["phase"] = IDLE
     head = (0.0, math.nan, 0.0, 0, s["S"], 0, CLOSE)
     post(block, ring, (*head, s["merges"], 0, s["S"], s["reject"]))
 
 
-def restores_live(c: Any) -> bool:
+def changes_live(c: Any) -> bool:
     return bool(c["schedule"] != MONITOR)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from aimmerge_fast import _native  # after torch: both must share torch's OpenMP runtime
-from aimmerge_fast.kernels.arena import DTYPES, arena_layout, check_live
+from aimmerge_fast.kernels.arena import DTYPES, arena_layout, check_apart, check_live
 
 Tensor = torch.Tensor
 _LOSS_DTYPES = {**DTYPES, torch.float64: 3}
@@ -39,6 +39,8 @@ class Engine:
         layout = arena_layout(live)
         if any(buffer.numel() < layout.nbytes for buffer in self._kept[:2]):
             raise ValueError(f"anchor and mid need {layout.nbytes} bytes for these tensors")
+        if live:
+            check_apart(live, *self._kept[:2])
         self._live = list(live)
         self._native.bind(
             [tensor.data_ptr() for tensor in live],

@@ -61,7 +61,7 @@ struct Config {
 };
 
 struct State {
-  double sum, threshold, loss;     // threshold is meaningful only with has_threshold
+  double sum, threshold, loss;       // threshold is meaningful only with has_threshold
   double l1, lambda, change_factor;  // of the last merge; change_factor NaN: none
   double alpha1, alpha2;
   double partial_l1;  // of this table, for a deferred open
@@ -70,16 +70,16 @@ struct State {
   int64_t sequence;                // records posted so far
   uint64_t ring;                   // address of the record ring
   int32_t ring_size;
-  int32_t task;          // number of the task, for the random schedule
-  int32_t S, t, F, g;    // interval, steps since the merge, activations, steps of the task
+  int32_t task;        // number of the task, for the random schedule
+  int32_t S, t, F, g;  // interval, steps since the merge, activations, steps of the task
   int32_t samples, has_threshold, history_count;
   int32_t merges;        // b: merges whose learning signal was recorded
   int32_t memory_steps;  // M of the coming merge (released)
   int32_t code;          // of the last step
   int32_t phase;
-  int32_t reject;        // non-finite entries of the last half that was undone, 0: none
+  int32_t reject;  // non-finite entries of the last half that was undone, 0: none
   int32_t elapsed, cold, L_up, L_down, case_;  // of the last merge
-  int32_t defer;         // several tables: open and close leave the transition to advance
+  int32_t defer;  // several tables: open and close leave the transition to advance
 };
 
 // 64 bytes in the ring. The sequence number is written last and counts from 1; 0 is "empty".
@@ -109,6 +109,8 @@ AIM_FN int32_t truncate_within(double x, int32_t low, int32_t high) {
   if (!(x > low)) return low;
   return x >= high ? high : static_cast<int32_t>(x);
 }
+
+AIM_FN int32_t saturate(int64_t x) { return x > 0x7fffffff ? 0x7fffffff : static_cast<int32_t>(x); }
 
 AIM_FN uint64_t mix_bits(uint64_t x) {
   x ^= x >> 30;
@@ -320,7 +322,8 @@ AIM_FN int32_t next_interval_released(const Config& c, State& s, double previous
     const int32_t S = truncate_within(s.S / s.change_factor, c.s_min, max_i(s.S, c.s_min));
     return S >= c.s_switch ? S / 2 : S;
   }
-  s.change_factor = previous / lambda + (s.S < c.s_switch ? 1.0 : 0.5);
+  const double c_down = previous / lambda + (s.S < c.s_switch ? 1.0 : 0.5);
+  s.change_factor = c_down == c_down ? c_down : 1.0;
   return truncate_within(s.S * s.change_factor, 0, c.s_max);
 }
 
@@ -371,7 +374,7 @@ AIM_FN void record_merge(const Config& c, State& s, double l1, int32_t kind) {
   s.S = next_interval(c, s, previous);
   if (c.policy == kReleased) {
     const int64_t scaled = static_cast<int64_t>(s.S) * c.outer_init / c.s_init;
-    s.memory_steps = scaled < 1 ? 1 : static_cast<int32_t>(scaled);
+    s.memory_steps = scaled < 1 ? 1 : saturate(scaled);
   }
 }
 
@@ -383,7 +386,7 @@ AIM_FN void open_merge(const Config& c, State& s, double l1, int64_t bad) {
   s.elapsed = s.t;
   s.cold = s.L_up = s.L_down = s.case_ = 0;
   s.change_factor = __builtin_nan("");
-  s.reject = bad > 0x7fffffff ? 0x7fffffff : static_cast<int32_t>(bad);
+  s.reject = saturate(bad);
   if (s.reject)
     set_alpha(s, 1.0, 0.0);
   else
@@ -397,12 +400,12 @@ AIM_FN void open_merge(const Config& c, State& s, double l1, int64_t bad) {
 
 // The fused values were stored; bad = non-finite ones among them.
 AIM_FN void close_merge(State& s, int64_t bad) {
-  s.reject = bad > 0x7fffffff ? 0x7fffffff : static_cast<int32_t>(bad);
+  s.reject = saturate(bad);
   s.phase = kIdle;
   post(s, Record{0, 0.0, __builtin_nan(""), 0.0, 0, s.S, 0, kClose, s.merges, 0, s.S, s.reject});
 }
 
-// monitor only looks: it must not touch parameters that training would have kept.
-AIM_FN bool restores_live(const Config& c) { return c.schedule != kMonitor; }
+// monitor only looks: it never touches the live parameters.
+AIM_FN bool changes_live(const Config& c) { return c.schedule != kMonitor; }
 
 }  // namespace aimmerge

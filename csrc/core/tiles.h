@@ -2,9 +2,9 @@
 //
 // Order P: a tile is 4,096 consecutive entries of one tensor, zero-padded at the tensor's end, seen
 // as 4 rows of 1,024. Rows are added as (0 + 2) + (1 + 3), then neighbours are added ten times. The
-// tiles' partial sums are dealt over 256 lanes in ascending order, and neighbours added eight times.
-// A CUDA block, a Triton program, a vectorised CPU loop and plain torch all follow it at full
-// bandwidth, so the sum has the same bits everywhere.
+// tiles' partial sums are dealt over 256 lanes in ascending order, and neighbours added eight
+// times. A CUDA block, a Triton program, a vectorised CPU loop and plain torch all follow it at
+// full bandwidth, so the sum has the same bits everywhere.
 #pragma once
 
 #include <cstdint>

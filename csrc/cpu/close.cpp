@@ -79,12 +79,19 @@ int64_t close_tiles(const Table& table) {
   return bad;
 }
 
+// monitor: live is only looked at, and a snapshot that was not finite is no anchor.
+int64_t settle_measure(const Table& table) {
+  if (!table.block->state.reject) arena_from_live(table, table.anchor);
+  return 0;
+}
+
 }  // namespace
 
 void close(Table& table) {
   const FloatMode mode;
   State& state = table.block->state;
-  state.partial_bad = close_tiles(table);
+  const bool fuses = changes_live(table.block->config);
+  state.partial_bad = fuses ? close_tiles(table) : settle_measure(table);
   if (state.defer) return;
   close_merge(state, state.partial_bad);
   repair(table);

@@ -1,8 +1,8 @@
 // Instruction sets: each hot loop is compiled for several, and one is chosen when the module loads.
 //
 // Explicit variants rather than target_clones: a test can switch between them (set_isa), the chosen
-// one is visible in `aimmerge doctor`, and sanitizers do not meet ifunc resolvers. All variants give
-// the same bits: contraction is off and no reduction is reordered.
+// one is visible in `aimmerge doctor`, and sanitizers do not meet ifunc resolvers. All variants
+// give the same bits: contraction is off and no reduction is reordered.
 #pragma once
 
 #include <string>

@@ -54,8 +54,8 @@ struct SumTile {
       const double d2 = change(Format::load(c), Format::load(anchor[l + 2 * kRow]));
       const double d3 = change(Format::load(d), Format::load(anchor[l + 3 * kRow]));
       s[l] = (d0 + d2) + (d1 + d3);
-      overflow |= Format::overflow(a) | Format::overflow(b) | Format::overflow(c) |
-                  Format::overflow(d);
+      overflow |=
+          Format::overflow(a) | Format::overflow(b) | Format::overflow(c) | Format::overflow(d);
     }
     for (int n = kRow / 2; n > 1; n /= 4) {
       halve(s, r, n);

@@ -7,7 +7,7 @@ namespace aimmerge {
 
 void repair(Table& table) {
   const StateBlock& block = *table.block;
-  if (!block.state.reject || !restores_live(block.config)) return;
+  if (!block.state.reject || !changes_live(block.config)) return;
   if (block.state.phase == kMergeOpen) {  // theta_j was bad: back to the anchor
     live_from_arena(table, table.anchor);
     arena_from_live(table, table.mid);

@@ -1,0 +1,17 @@
+"""Profiles of the property tests: ``ci`` (default) is the same on every run, ``nightly`` searches.
+
+``HYPOTHESIS_PROFILE=nightly`` or ``pytest --hypothesis-profile=nightly`` takes the other one.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# How fast examples are drawn depends on what else the machine does.
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+
+settings.register_profile("ci", derandomize=True, database=None, max_examples=100, **_COMMON)
+settings.register_profile("nightly", max_examples=2_000, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
