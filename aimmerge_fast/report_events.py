@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from aimmerge_fast.events import Close, Event, Open, Reject, Rollback, TaskBegin
 
@@ -15,29 +14,32 @@ class TaskEvents:
 
     name: str
     begin: TaskBegin | None
-    events: list[Event]
+    events: list[Event] = field(default_factory=list)
+    _places: dict[tuple[str, int], int] = field(default_factory=dict, repr=False)
+
+    def add(self, event: Event) -> None:
+        """Append; what happens at a step for the second time replaces all since the first."""
+        if not isinstance(event, Rollback):  # the one event that may come twice at a step
+            key = (event.event, event.step)
+            if key in self._places:
+                del self.events[self._places[key] :]
+                self._places = {k: i for k, i in self._places.items() if i < len(self.events)}
+            self._places[key] = len(self.events)
+        self.events.append(event)
 
 
 def split_tasks(events: Iterable[Event]) -> list[TaskEvents]:
-    """Events by task. Where a resumed run repeats steps, the repetition replaces the first try."""
+    """Events by task. A run that was resumed repeats steps or tasks; the repetition counts."""
     tasks: list[TaskEvents] = []
-    places: dict[tuple[Any, ...], int] = {}
     for event in events:
         if isinstance(event, TaskBegin):
-            tasks.append(TaskEvents(event.task, event, []))
-            places = {}
+            tasks.append(TaskEvents(event.task, event))
             continue
+        while tasks and tasks[-1].name != event.task and event.task in {t.name for t in tasks}:
+            tasks.pop()  # resumed from before this task began
         if not tasks or tasks[-1].name != event.task:
-            tasks.append(TaskEvents(event.task, None, []))
-            places = {}
-        seen = tasks[-1].events
-        if not isinstance(event, Rollback):  # the one event that may come twice at a step
-            key = (event.event, event.step, *(getattr(event, n, None) for n in ("merge", "half")))
-            if key in places:
-                del seen[places[key] :]
-                places = {k: place for k, place in places.items() if place < len(seen)}
-            places[key] = len(seen)
-        seen.append(event)
+            tasks.append(TaskEvents(event.task, None))
+        tasks[-1].add(event)
     return tasks
 
 

@@ -101,7 +101,7 @@ def as_numbers(name: str, values: Sequence[Any], *, at_least: float = -math.inf)
     return found
 
 
-def _float(value: numbers.Real) -> float:
+def _float(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:  # an integer beyond fp64

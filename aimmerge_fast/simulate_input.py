@@ -128,7 +128,9 @@ def _read_events(path: Path) -> Recording:
     tasks = split_tasks(events.read_events(path))
     traces: list[Trace] = []
     notes = []
-    for number, task in enumerate(tasks):
+    run: list[str] = []  # names of this run's tasks; one that comes again begins another run
+    for task in tasks:
+        run = [task.name] if task.name in run else [*run, task.name]
         if task.begin is None:
             raise ValueError(
                 f"{path}: task {task.name!r} has no task_begin event, so its config is unknown; "
@@ -138,7 +140,7 @@ def _read_events(path: Path) -> Recording:
             notes.append(f"task {task.name!r} has no probes (plain training): nothing to simulate")
             continue
         try:
-            traces.append(_trace_of_events(task, task.begin, number, traces))
+            traces.append(_trace_of_events(task, task.begin, len(run) - 1, traces))
         except ValueError as error:
             raise ValueError(f"{path}: task {task.name!r}: {error}") from None
     if not traces:

@@ -40,15 +40,9 @@ class Ceiling:
 
 def measure(device: torch.device, effort: Effort) -> Ceiling:
     """Measure the ceiling of ``device``."""
-    sets = [
-        [torch.ones(ENTRIES, device=device) for _ in range(3)]
-        for _ in range(effort.rotation(3 * 4 * ENTRIES))
-    ]
     plain, nontemporal, note = _triads(device)
-    arms: dict[str, list[Call]] = {"plain": [_call(plain, arrays) for arrays in sets]}
-    if nontemporal is not None:
-        arms["nontemporal"] = [_call(nontemporal, arrays) for arrays in sets]
-    arms["copy"] = [_call(_copy, arrays) for arrays in sets]
+    kernels = {"plain": plain, "nontemporal": nontemporal, "copy": _copy}
+    arms = {name: _sets(kernel, device, effort) for name, kernel in kernels.items() if kernel}
     spreads = cold(arms, effort, device)
     gbs = {
         name: (8 if name == "copy" else 12) * ENTRIES / spread.headline(device) / 1e3
@@ -84,6 +78,11 @@ def _copy(a: Tensor, b: Tensor, c: Tensor) -> None:
     a.copy_(b)
 
 
-def _call(kernel: Kernel, arrays: list[Tensor]) -> Call:
-    a, b, c = arrays
-    return lambda: kernel(a, b, c)
+def _sets(kernel: Kernel, device: torch.device, effort: Effort) -> list[Call]:
+    """Calls on rotating arrays of this kernel's own: another's would have warmed them."""
+
+    def one() -> Call:
+        a, b, c = (torch.ones(ENTRIES, device=device) for _ in range(3))
+        return lambda: kernel(a, b, c)
+
+    return [one() for _ in range(effort.rotation(3 * 4 * ENTRIES))]

@@ -48,23 +48,26 @@ def backbone(
     makers: dict[str, Maker] = {name: functools.partial(Ours, name) for name in backends}
     for name, rival in RIVALS.items():
         makers[name] = _weighted(rival)
-    counts, skipped, host_us = {}, {}, {}
+    skipped: dict[str, str] = {}
+    arms: dict[str, Arm] = {}
     for name, make in makers.items():
         progress(f"{what.title}: checking {name}")
         try:
-            arm = gate.check(name, make, inputs, ours=name in backends)
+            arms[name] = gate.check(name, make, inputs, ours=name in backends)
         except RuntimeError as error:  # what torch.compile raises without a working compiler
             if name != COMPILED or isinstance(error, gate.GateError):
                 raise
             skipped[name] = f"torch.compile failed: {_first_line(error)}"
-            continue
-        counts[name] = launches.count(_merge(arm), device) + arm.unseen
-        if isinstance(arm, Ours):
-            host_us[name] = _hook(arm, effort, device)
-    working = {name: make for name, make in makers.items() if name not in skipped}
-    spreads = _times(what, working, inputs, effort, progress)
-    sample = inputs.tensors()
-    return Measured(what, len(sample), counted_bytes(sample), counts, host_us, spreads, skipped)
+    progress(f"{what.title}: counting launches, timing the step hook")
+    return Measured(
+        what,
+        len(inputs.shapes),
+        counted_bytes(inputs.tensors()),
+        {name: launches.count(_merge(arm), device) + arm.unseen for name, arm in arms.items()},
+        {name: _hook(arm, effort, device) for name, arm in arms.items() if isinstance(arm, Ours)},
+        _times(what, {name: makers[name] for name in arms}, inputs, effort, progress),
+        skipped,
+    )
 
 
 def _times(

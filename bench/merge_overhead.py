@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary, details = run(chosen, backends, device, effort, _stderr_progress())
     except GateError as error:
-        print(f"error: wrong result, so nothing was timed: {error}", file=sys.stderr)
+        print(f"error: wrong result, so it was not timed: {error}", file=sys.stderr)
         return WRONG_RESULT
     if options.chart:
         _draw(summary, options.chart)

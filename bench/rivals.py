@@ -110,7 +110,7 @@ class Foreach:
         self.live = list(live)
         self._alphas = alphas
         self._anchor = [tensor.clone() for tensor in self.live]
-        self._mid = [torch.empty_like(tensor) for tensor in self.live]
+        self._mid = [tensor.clone() for tensor in self.live]
         self._new: list[Tensor] = []
         self._l1 = torch.zeros(())
 
@@ -150,7 +150,7 @@ class Compiled:
     def __init__(self, live: Sequence[Tensor], alphas: Alphas) -> None:
         self._flat = torch.cat([tensor.reshape(-1) for tensor in live])
         self._anchor = self._flat.clone()
-        self._mid = torch.empty_like(self._flat)
+        self._mid = self._flat.clone()
         pieces = self._flat.split([tensor.numel() for tensor in live])
         self._shapes = [tensor.shape for tensor in live]
         self.live = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]

@@ -238,8 +238,6 @@ class Arm:
             # the steps after the save are taken again, and write their events again
             os.truncate(self.folder / EVENTS, state["events_bytes"])
             self.merges = sum(isinstance(e, Open) for e in read_events(self.folder / EVENTS))
-        print(
-            f"[{self.name}] continues: {self.progress.task} tasks and "
-            f"{self.progress.step} steps are done",
-            flush=True,
-        )
+        done = f"{self.progress.task} tasks and {self.progress.step} steps are done"
+        text = "was finished before" if self.finished else f"continues: {done}"
+        print(f"[{self.name}] {text}", flush=True)

@@ -21,6 +21,8 @@ Call = Callable[[], object]
 ROTATION_BYTES = 300_000_000
 #: Runs in a row of a hot sample; only the last is timed, for the arm before left a foreign cache.
 HOT_RUN = 3
+#: Calls that warm an arm: its code and allocator; its data was written when the sets were made.
+WARM_CALLS = 3
 #: Fewest samples of an arm, however slow it is.
 FEWEST_SAMPLES = 7
 
@@ -117,20 +119,27 @@ def _sample(
 ) -> dict[str, Spread]:
     clock = stopwatch(device)
     samples: dict[str, list[float]] = {name: [] for name in arms}
+    spent = dict.fromkeys(arms, 0.0)
     with _quiet():
         limits = {name: _limit(sets, effort, clock, repeat) for name, sets in arms.items()}
         for turn in range(effort.samples):
             for name, sets in arms.items():
                 # A slow arm sits out turns, evenly spread, instead of running first and alone.
-                if turn * limits[name] % effort.samples < limits[name]:
-                    call = sets[len(samples[name]) % len(sets)]
-                    samples[name].append([clock(call) for _ in range(repeat)][-1])
+                sits_out = turn * limits[name] % effort.samples >= limits[name]
+                # Others may take the cores at any moment: what an arm may cost stays bounded.
+                late = spent[name] > 2e6 * effort.seconds and len(samples[name]) >= FEWEST_SAMPLES
+                if sits_out or late:
+                    continue
+                call = sets[(len(samples[name]) + WARM_CALLS) % len(sets)]  # not those just warmed
+                run = [clock(call) for _ in range(repeat)]
+                samples[name].append(run[-1])
+                spent[name] += sum(run)
     return {name: Spread.of(values) for name, values in samples.items()}
 
 
 def _limit(sets: list[Call], effort: Effort, clock: Callable[[Call], float], repeat: int) -> int:
-    """Warm every set once; how many samples then fit into the arm's seconds."""
-    once = min(clock(call) for call in sets) * repeat / 1e6
+    """How many samples fit into the arm's seconds, judged by its first calls."""
+    once = min(clock(call) for call in sets[:WARM_CALLS]) * repeat / 1e6
     return min(effort.samples, max(FEWEST_SAMPLES, int(effort.seconds / max(once, 1e-9))))
 
 

@@ -33,11 +33,11 @@ class LateEngine:
             self.run_one()
 
     def run_one(self) -> None:
-        """The device works on while the host waits."""
         if self._queue:
             self._queue.popleft()[1]()
 
     def finish(self) -> None:
+        """The device works on while the host waits, which it does for the newest record."""
         while self._queue:
             self.run_one()
 
@@ -87,7 +87,7 @@ class Rig:
         chosen: kernels.Engine = engine if self.lag is None else self.late
         self.controller = Controller(self.config, chosen, [self.state], self.events.append)
         self.controller.mailbox = Mailbox(
-            self.state, check_device=self.late.run_one, timeout=self.timeout
+            self.state, check_device=self.late.finish, timeout=self.timeout
         )
         self.controller.begin_task("task", 0)
 

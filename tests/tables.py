@@ -7,6 +7,7 @@ both arenas with the gaps between their tensors, and the state with its ring.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,23 +93,37 @@ def bad_bits(dtype: torch.dtype) -> list[int]:
     return [*found, *(bits | sign for bits in found)]
 
 
-def stages(kind: str, spec: Spec, rng: np.random.Generator, first: int) -> list[Any]:
+@functools.cache
+def _pool() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Normal numbers and random words to take slices of: drawing them anew would take longer."""
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(1 << 18, np.float32), rng.integers(0, 1 << 32, 1 << 18, np.uint32)
+
+
+def _slices(pool: np.ndarray[Any, Any], n: int, seed: int) -> list[np.ndarray[Any, Any]]:
+    starts = np.random.default_rng(seed).integers(0, len(pool) - n, 3)
+    return [pool[start : start + n] for start in starts]
+
+
+def stages(kind: str, spec: Spec, seed: int, first: int) -> list[np.ndarray[Any, Any]]:
     """Bits of the anchor, of theta_j, and of theta_M; ``first`` is the tensor's global index."""
-    n, dtype = spec.entries, spec.dtype
+    n, dtype, infinity = spec.entries, spec.dtype, _INFINITY[spec.dtype]
     if kind == "normal":
-        anchor = rng.standard_normal(n) * 0.02
-        theta_j = anchor + rng.standard_normal(n) * 1e-3
-        values = (anchor, theta_j, theta_j + rng.standard_normal(n) * 1e-3)
+        a, b, c = _slices(_pool()[0], n, seed)
+        values = (a * np.float32(0.02), (a + b) * np.float32(0.02), (a + b + c) * np.float32(0.02))
         return [bits_like(value, dtype) for value in values]
     if kind == "position":  # permuted chunks would show
         index = np.arange(first, first + n)
         if dtype == torch.float32:
             return [bits_like(index + shift, dtype) for shift in (0, 1, 3)]
-        return [(index + shift) % _INFINITY[dtype] for shift in (0, 1, 3)]
+        return [(index + shift) % infinity for shift in (0, 1, 3)]
+    words = _slices(_pool()[1], n, seed)
     if kind == "specials":
-        return [rng.choice(special_bits(dtype), n) for _ in range(3)]
-    signs = ((_INFINITY[dtype] | _INFINITY[dtype] - 1) + 1) * rng.integers(0, 2, (3, n))
-    return list(rng.integers(0, _INFINITY[dtype], (3, n)) + signs)
+        specials = np.asarray(special_bits(dtype), np.uint32)
+        return [specials[word % len(specials)] for word in words]
+    sign = (infinity | infinity - 1) + 1
+    largest = infinity - 4 * (infinity & -infinity)  # a sixteenth: no sum of a few overflows
+    return [word % largest | word & sign for word in words]
 
 
 # ---- one merge ----------------------------------------------------------------------------------
@@ -160,19 +175,24 @@ class Play:
     kind: str = "normal"
     seed: int = 0
     config: AIMConfig = dataclasses.field(default_factory=AIMConfig)
-    losses: Sequence[float] = (1.0, 1.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)
+    losses: Sequence[float] = (1.0, 9.0)
     bad: dict[int, Sequence[tuple[int, int, int]]] = dataclasses.field(default_factory=dict)
 
-    def fill(self, table: Table, stage: int) -> None:
-        first = 0
+    @functools.cached_property
+    def bits(self) -> list[list[np.ndarray[Any, Any]]]:
+        """For each tensor its bits at each stage."""
+        found, first = [], 0
         for index, spec in enumerate(self.specs):
-            rng = np.random.default_rng([self.seed, index])
-            bits = np.asarray(stages(self.kind, spec, rng, first)[stage]).copy()
-            for tensor, entry, pattern in self.bad.get(stage, ()):
-                if tensor == index:
-                    bits[entry] = pattern
-            set_bits(table.live[index], bits)
+            found.append([b.copy() for b in stages(self.kind, spec, self.seed + index, first)])
             first += spec.entries
+        for stage, places in self.bad.items():
+            for tensor, entry, pattern in places:
+                found[tensor][stage][entry] = pattern
+        return found
+
+    def fill(self, table: Table, stage: int) -> None:
+        for tensor, bits in zip(table.live, self.bits, strict=True):
+            set_bits(tensor, bits[stage])
 
     def on(self, backend: str, table: Table | None = None) -> list[list[bytes]]:
         """Play it; snapshots after the open and after the close."""

@@ -151,6 +151,9 @@ def test_a_resumed_run() -> None:
     again = summarise([begin(), *steps, *steps[5:], TaskEnd("a", 5)])
     assert again == summarise([begin(), *steps, TaskEnd("a", 5)])
     assert again.merges["due"] == 2
+    # saved before the next task began, killed inside it
+    both = [begin(), *steps, TaskEnd("a", 5), begin("b"), probe(1, task="b"), TaskEnd("b", 1)]
+    assert summarise([*both[:-1], *both[9:]]) == summarise(both)
     # a new merger's list of events begins inside the task
     [task] = summarise(steps[5:]).tasks
     assert (task.first_step, task.steps, task.merges["due"]) == (4, 5, 1)
@@ -158,5 +161,7 @@ def test_a_resumed_run() -> None:
 
 
 def test_a_task_that_is_trained_again_is_counted_apart() -> None:
-    report = summarise([begin(), *merge(1, 8), TaskEnd("a", 8), begin(), *merge(1, 8)])
+    again = [begin(), probe(7, S=5), *merge(1, 8)]
+    report = summarise([begin(), *merge(1, 8), TaskEnd("a", 8), *again])
     assert [task.merges["due"] for task in report.tasks] == [1, 1]
+    assert [task.s_low for task in report.tasks] == [8, 5]

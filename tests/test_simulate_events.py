@@ -89,6 +89,7 @@ def test_events_of_a_run_simulate_to_the_same_run(
     assert result.trace.id == "second"
     assert result.config == config
     assert result.simulation == run
+    assert result.notes == []
     assert results.notes == ["task 'first' has no probes (plain training): nothing to simulate"]
 
 
@@ -107,9 +108,9 @@ def test_a_run_from_the_start_again_is_a_trace_of_its_own(tmp_path: Path) -> Non
     config, losses = AIMConfig(s_init=4), [0.1] * 20
     recorded = events_of("task", config, losses, simulate(config, losses, [8.0, 6.0]))
     traces = simulate_file(log(tmp_path / "events.jsonl", [*recorded[:5], *recorded])).traces
-    assert [(t.trace.id, len(t.trace.history_loss)) for t in traces] == [
-        ("task", 4),
-        ("task (run 2)", 20),
+    assert [(t.trace.id, len(t.trace.history_loss), t.trace.task) for t in traces] == [
+        ("task", 4, 0),
+        ("task (run 2)", 20, 0),
     ]
 
 

@@ -7,6 +7,7 @@ no call synchronises. Same bits as the compiled backends: the same order of addi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ from aimmerge_fast.kernels.layout import MERGE_OPEN, Block, block, ring
 
 Tensor = torch.Tensor
 _TILE, _ROW, _LANES = 4096, 1024, 256
-_SMALLEST_NORMAL = 1.1754943508222875e-38
+_SMALLEST_NORMAL = 1.1754943508222875e-38  # fp32
 _GRAIN = 1 << 15  # entries from which torch shares an element-wise operation among threads
 
 
@@ -30,8 +31,8 @@ def exact_denormals(entries: int = 1) -> Iterator[None]:
     when they started, and nothing resets it. Where one of them flushes, one thread does the work.
     """
     threads = torch.get_num_threads()
-    flushing = _flushes(1)
-    alone = threads > 1 and entries > _GRAIN and (flushing or _flushes(threads * _GRAIN))
+    flushing = sys.float_info.min / 2.0 == 0.0
+    alone = threads > 1 and entries > _GRAIN and (flushing or _worker_flushes(threads))
     if flushing:
         torch.set_flush_denormal(False)
     if alone:
@@ -45,9 +46,10 @@ def exact_denormals(entries: int = 1) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _flushes(entries: int) -> bool:
-    """Whether a thread that takes part in an operation on so many entries flushes denormals."""
-    return not bool(torch.full((entries,), _SMALLEST_NORMAL, dtype=torch.float32).mul_(0.5).all())
+def _worker_flushes(threads: int) -> bool:
+    """Whether one of torch's threads flushes denormals; each gets its share of the entries."""
+    entries = torch.full((threads * _GRAIN,), _SMALLEST_NORMAL, dtype=torch.float32)
+    return not bool(entries.mul_(0.5).all())
 
 
 def observe_(loss: Tensor, state: Tensor) -> None:
