@@ -31,6 +31,7 @@ class Binding:
     ) -> None:
         self.parameters = discover(model, adapters)
         self._optimizer = optimizer
+        self._stale = False
         self._require_optimized()
         devices = self.parameters.devices()
         self.choice = kernels.choose(backend, devices[0])
@@ -54,11 +55,14 @@ class Binding:
         Raises:
             RuntimeError: naming a parameter that cannot be bound, or that the optimizer lacks.
         """
-        if self.parameters.check():
+        if not self.parameters.check():
+            self._stale = True  # until every engine knows, even if a caller catches an error below
+        if not self._stale:
             return
         self._require_optimized()
         for engine, table in zip(self._engines, self._tables(), strict=True):
             engine.rebind(table)
+        self._stale = False
 
     def set_anchor(self) -> None:
         """anchor <- live: the start of a task."""

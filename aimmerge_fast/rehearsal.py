@@ -200,10 +200,7 @@ class Rehearsal:
         """One optimiser update on one memory batch, at the loop's current learning rate."""
         optimizer, scaler = self.memory_optimizer, self._scaler
         if optimizer is not self.optimizer:
-            for mine, theirs in zip(
-                optimizer.param_groups, self.optimizer.param_groups, strict=True
-            ):
-                mine["lr"] = theirs["lr"]
+            self._follow_training()
         self.optimizer.zero_grad(set_to_none=True)
         with self.randomness["memory"].swapped_in(), torch.enable_grad():
             loss = self._loss("memory", self._config.memory_batch)
@@ -221,6 +218,16 @@ class Rehearsal:
         else:
             optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _follow_training(self) -> None:
+        """The separate optimiser takes over learning rates and parameters that were replaced."""
+        memory = self.memory_optimizer
+        for mine, theirs in zip(memory.param_groups, self.optimizer.param_groups, strict=True):
+            mine["lr"] = theirs["lr"]
+            for index, (old, new) in enumerate(zip(mine["params"], theirs["params"], strict=True)):
+                if old is not new:
+                    mine["params"][index] = new
+                    memory.state[new] = memory.state.pop(old, {})
 
     def _loss(self, stream: str, records: int) -> torch.Tensor:
         batch = self._collate(self.streams[stream].draw(records))

@@ -19,6 +19,8 @@ try:
 except ImportError:
     _native = None  # type: ignore[assignment,unused-ignore]
 
+Kernel = Callable[[Tensor, Tensor, Tensor], object]
+
 #: Entries of one array: LLaMA2-7B's adapter, so that a call lasts as long as the merges do.
 ENTRIES = 4_194_304
 
@@ -49,9 +51,6 @@ def measure(device: torch.device, effort: Effort) -> Ceiling:
         for name, spread in spreads.items()
     }
     return Ceiling(gbs["plain"], gbs.get("nontemporal"), gbs["copy"], note)
-
-
-Kernel = Callable[[Tensor, Tensor, Tensor], object]
 
 
 def _triads(device: torch.device) -> tuple[Kernel, Kernel | None, str]:

@@ -23,7 +23,7 @@ from aimmerge_fast.kernels import layout
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: A tile is 4,096 entries; a CPU row is 1,024 and the widest vector holds 32.
 SIZES = (0, 1, 2, 3, 7, 15, 31, 33, 63, 65, 1023, 1025, 4095, 4096, 4097, 5000, 8191, 8192, 8193)
-KINDS = ("normal", "position", "bits", "specials")
+KINDS = ("normal", "position", "bits", "specials", "tiny")
 FENCE, FENCE_BYTES = 0xA5, 64
 _INFINITY = {torch.float32: 0x7F800000, torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 
@@ -121,8 +121,9 @@ def stages(kind: str, spec: Spec, seed: int, first: int) -> list[np.ndarray[Any,
     if kind == "specials":
         specials = np.asarray(special_bits(dtype), np.uint32)
         return [specials[word % len(specials)] for word in words]
-    sign = (infinity | infinity - 1) + 1
-    largest = infinity - 4 * (infinity & -infinity)  # a sixteenth: no sum of a few overflows
+    sign, step = (infinity | infinity - 1) + 1, infinity & -infinity
+    # subnormals; or up to a sixteenth of the largest, so that no sum of a few overflows
+    largest = step if kind == "tiny" else infinity - 4 * step
     return [word % largest | word & sign for word in words]
 
 
