@@ -67,7 +67,7 @@ def simulate(
     """Run the controller open-loop on recorded losses and changes."""
     from rich.console import Console
 
-    from aimmerge_fast.simulate_output import show, simulate_file, write_json
+    from aimmerge_fast.simulate.output import show, simulate_file, write_json
 
     results = simulate_file(file, settings or [], backend)
     if out is not None:

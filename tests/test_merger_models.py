@@ -153,9 +153,7 @@ def test_a_parameter_of_another_dtype_is_named() -> None:
         loop.model.to(torch.bfloat16)
         loop.update()
         before = loop.bits()
-        with pytest.raises(
-            RuntimeError, match=r"'0\.weight' changed its dtype from float32 to bfloat"
-        ):
+        with pytest.raises(RuntimeError, match=r"'0\.weight' changed its dtype from float32"):
             loop.merger.step()
         assert loop.bits() == before
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aimmerge_fast import RehearsalMemory
 from aimmerge_fast.events import Measure, Open, Probe
 from tests.backends import USABLE
 from tests.loops import Loop, collate, loss_fn
@@ -112,21 +111,14 @@ def test_a_merge_leaves_the_global_generators_alone() -> None:
 def test_plain_training_is_free() -> None:
     plain = end_of(Loop(model=Noisy(), merge=False), monitors=False)
     loop = Loop(model=Noisy(), s_init=2)
-    loop.memory = RehearsalMemory()
-    torch.manual_seed(3)
-    np.random.seed(3)
-    random.seed(3)
-    with loop.merger.task("first", loop.memory):
-        loop.train(70)
-    assert [p.detach().numpy().tobytes() for p in loop.parameters] == [
-        content for content in plain[0][-len(loop.parameters) - 6 : -6]
-    ]
-    assert draws() == plain[2]
+    loop.memory = None  # type: ignore[assignment]
+    assert end_of(loop, monitors=True) == plain
 
 
-def test_gradients_and_graphs_are_left_alone() -> None:
+@pytest.mark.parametrize("backend", USABLE)
+def test_gradients_and_graphs_are_left_alone(backend: str) -> None:
     """Monitoring between the micro-batches of an update changes no gradient and breaks no graph."""
-    loop = Loop(schedule="monitor", s_init=2)
+    loop = Loop(schedule="monitor", s_init=2, keywords={"backend": backend})
     with loop.merger.task("task", loop.memory):
         for _ in range(4):
             loss_fn(loop.model, loop.batch()).backward()

@@ -8,8 +8,8 @@ import pytest
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.simulate import simulate
-from aimmerge_fast.simulate_config import configure, parse_overrides
-from aimmerge_fast.simulate_output import simulate_file
+from aimmerge_fast.simulate.config import configure, parse_overrides
+from aimmerge_fast.simulate.output import simulate_file
 from tests.recorded import TRACE, write
 
 

@@ -13,7 +13,7 @@ from aimmerge_fast import FastAIMMerger, events, kernels
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Close, Event, EventLog, Measure, Open, Probe, Reject, TaskBegin
 from aimmerge_fast.simulate import Simulation, simulate
-from aimmerge_fast.simulate_output import simulate_file
+from aimmerge_fast.simulate.output import simulate_file
 
 BACKENDS = [name for name, missing in kernels.available().items() if missing is None]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from aimmerge_fast.simulate_output import show, simulate_file, write_json
+from aimmerge_fast.simulate.output import show, simulate_file, write_json
 from tests.recorded import TRACE, agree, write
 from tests.traces import FILES, load_traces
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from aimmerge_fast import events
-from aimmerge_fast.report_events import TaskEvents, split_tasks
+from aimmerge_fast.report.events import TaskEvents, split_tasks
 from aimmerge_fast.simulate import as_numbers
 
 

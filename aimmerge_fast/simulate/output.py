@@ -18,8 +18,8 @@ from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.kernels import Choice
 from aimmerge_fast.simulate import Simulation, simulate
-from aimmerge_fast.simulate_config import configure, parse_overrides
-from aimmerge_fast.simulate_input import Trace, read_recording
+from aimmerge_fast.simulate.config import configure, parse_overrides
+from aimmerge_fast.simulate.input import Trace, read_recording
 
 FORMAT = "controller traces of aimmerge simulate, version 1; open loop"
 OPEN_LOOP = (

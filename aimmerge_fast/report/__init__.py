@@ -20,8 +20,8 @@ from aimmerge_fast.events import (
     Rollback,
     Skip,
 )
-from aimmerge_fast.report_diagnoses import diagnose
-from aimmerge_fast.report_events import TaskEvents, split_tasks, undone_merges
+from aimmerge_fast.report.diagnoses import diagnose
+from aimmerge_fast.report.events import TaskEvents, split_tasks, undone_merges
 
 KINDS = tuple(kind.removeprefix("merge_") for kind in MERGE_KINDS)
 #: Merges at either end of a task that the mean learning signals are taken over.

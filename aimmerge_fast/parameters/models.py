@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from aimmerge_fast.parameters_slots import Edge, Slot
+from aimmerge_fast.parameters.slots import Edge, Slot
 
 
 class _Survey(NamedTuple):

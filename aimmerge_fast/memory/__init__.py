@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from aimmerge_fast.memory_records import (
+from aimmerge_fast.memory.records import (
     Record,
     classes_of,
     fingerprint,

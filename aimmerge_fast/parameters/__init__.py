@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aimmerge_fast.parameters_models import ModelSlots
-from aimmerge_fast.parameters_slots import (
+from aimmerge_fast.parameters.models import ModelSlots
+from aimmerge_fast.parameters.slots import (
     DTYPES,
     Slot,
     Table,
