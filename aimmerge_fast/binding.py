@@ -36,8 +36,9 @@ class Binding:
         devices = self.parameters.devices()
         self.choice = kernels.choose(backend, devices[0])
         tables = self._tables()
-        self.anchors = [kernels.new_arena(table) for table in tables]
-        self.mids = [kernels.new_arena(table) for table in tables]
+        # Zeroed, so that a saved state holds no bytes of chance.
+        self.anchors = [kernels.new_arena(table).zero_() for table in tables]
+        self.mids = [kernels.new_arena(table).zero_() for table in tables]
         several = len(tables) > 1
         self.states = [kernels.new_state(config, defer=several) for _ in tables]
         names = [kernels.choose(backend, device).name for device in devices]

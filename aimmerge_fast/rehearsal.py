@@ -142,12 +142,10 @@ class Rehearsal:
 
     def state_dict(self) -> dict[str, Any]:
         """Cursors and random states of the task, JSON-able but for the tensors."""
-        separate = self.memory_optimizer is not self.optimizer
         return {
             "memory": self._memory.fingerprint(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "randomness": {name: r.state_dict() for name, r in self.randomness.items()},
-            "memory_optimizer": _packed(self.memory_optimizer.state_dict()) if separate else None,
             "saved_moments": _packed(self.saved_moments) if self.saved_moments else None,
         }
 
@@ -157,10 +155,16 @@ class Rehearsal:
         for name in self.streams:
             self.streams[name].load_state_dict(saved["streams"][name])
             self.randomness[name].load_state_dict(saved["randomness"][name])
-        if saved["memory_optimizer"] is not None:
-            self.memory_optimizer.load_state_dict(_unpacked(saved["memory_optimizer"]))
         moments = saved["saved_moments"]
         self.saved_moments = _unpacked(moments) if moments else None
+
+    def optimizer_state(self) -> dict[str, Any] | None:
+        """State of a separate memory optimiser, whose moments outlive the tasks."""
+        separate = self.memory_optimizer is not self.optimizer
+        return _packed(self.memory_optimizer.state_dict()) if separate else None
+
+    def load_optimizer_state(self, saved: dict[str, Any]) -> None:
+        self.memory_optimizer.load_state_dict(_unpacked(saved))
 
     def probe(self) -> torch.Tensor:
         """Loss of one history batch, without a graph; () on the model's device."""

@@ -45,6 +45,7 @@ def save(merger: FastAIMMerger) -> dict[str, Any]:
         "anchors": [anchor.clone() for anchor in binding.anchors],
         "mids": [mid.clone() for mid in binding.mids],
         "rehearsal": None,
+        "memory_optimizer": merger.rehearsal.optimizer_state() if merger.rehearsal else None,
     }
     if merger.in_task and merger.monitors and merger.rehearsal is not None:
         saved["rehearsal"] = merger.rehearsal.state_dict()
@@ -67,6 +68,8 @@ def load(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
     for name in _HOST_FIELDS:
         setattr(controller.host, name, saved["host"][name])
     controller.mailbox.read = saved["records_read"]
+    if merger.rehearsal is not None and saved["memory_optimizer"] is not None:
+        merger.rehearsal.load_optimizer_state(saved["memory_optimizer"])
     merger.tasks_begun = saved["tasks_begun"]
     merger.monitors = saved["monitors"]
     merger.probe_pending = saved["probe_pending"]
@@ -83,6 +86,8 @@ def resume(merger: FastAIMMerger, name: str, memory: RehearsalMemory | None) -> 
             f"the restored state was saved inside task {task!r}, not {name!r}; enter that task "
             "first, or build a new merger"
         )
+    if saved["rehearsal"] is None and memory is not None and len(memory):
+        raise ValueError(f"task {task!r} was saved without rehearsal; pass memory=None")
     if saved["rehearsal"] is not None:
         if memory is None or merger.rehearsal is None:
             raise ValueError(f"task {task!r} was saved with a memory; pass the same memory")
@@ -100,28 +105,47 @@ def _check(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
     version = saved.get("version") if isinstance(saved, dict) else None
     if version != VERSION:
         raise ValueError(f"state of version {version!r}; this package reads version {VERSION}")
-    missing = [key for key in _KEYS if key not in saved]
-    if missing:
-        raise ValueError(f"the state lacks {missing[0]!r}; it was not made by state_dict()")
-    for part, names in (("controller", _CONTROLLER_FIELDS), ("host", _HOST_FIELDS)):
-        absent = [name for name in names if name not in saved[part]]
-        if absent:
-            raise ValueError(f"the state's {part!r} lacks {absent[0]!r}")
+    _check_types("the state", saved, _TYPES)
+    controller = merger.controller
+    for part, owner, names in (
+        ("controller", controller, _CONTROLLER_FIELDS),
+        ("host", controller.host, _HOST_FIELDS),
+    ):
+        types: _Types = {name: (type(getattr(owner, name)),) for name in names}
+        for name in _MESSAGES & types.keys():
+            types[name] = (str, type(None))
+        _check_types(f"the state's {part!r}", saved[part], types)
     _check_config(merger.config, saved["config"])
     _check_parameters(merger.binding.parameters.signature(), saved["parameters"])
     for name in ("states", "anchors", "mids"):
         mine, theirs = getattr(merger.binding, name), saved[name]
+        if not all(isinstance(t, torch.Tensor) and t.dtype == torch.uint8 for t in theirs):
+            raise ValueError(f"the state's {name} are not all tensors of bytes")
         sizes = [t.numel() for t in mine], [t.numel() for t in theirs]
-        if sizes[0] != sizes[1] or any(t.dtype != torch.uint8 for t in theirs):
+        if sizes[0] != sizes[1]:
             raise ValueError(f"the state's {name} have {sizes[1]} bytes, this model's {sizes[0]}")
-    if saved["rehearsal"] is not None and merger.rehearsal is None:
+    if (saved["rehearsal"] or saved["memory_optimizer"]) and merger.rehearsal is None:
         raise ValueError("the state holds rehearsal; give optimizer= and collate= to the merger")
 
 
-_KEYS = (
-    *("config", "parameters", "tasks_begun", "in_task", "monitors", "probe_pending", "controller"),
-    *("host", "records_read", "states", "anchors", "mids", "rehearsal"),
-)
+_Types = dict[str, tuple[type, ...]]
+_TYPES: _Types = {
+    **dict.fromkeys(("config", "controller", "host"), (dict,)),
+    **dict.fromkeys(("parameters", "states", "anchors", "mids"), (list,)),
+    **dict.fromkeys(("in_task", "monitors", "probe_pending"), (bool,)),
+    **dict.fromkeys(("tasks_begun", "records_read"), (int,)),
+    **dict.fromkeys(("rehearsal", "memory_optimizer"), (dict, type(None))),
+}
+_MESSAGES = {"rejected", "bad_probes"}
+
+
+def _check_types(what: str, saved: dict[str, Any], types: _Types) -> None:
+    for name, kinds in types.items():
+        if name not in saved:
+            raise ValueError(f"{what} lacks {name!r}; it was not made by state_dict()")
+        if type(saved[name]) not in kinds:
+            kind = type(saved[name]).__name__
+            raise ValueError(f"{what} has a {kind} as {name!r}; it was not made by state_dict()")
 
 
 def _check_config(mine: AIMConfig, theirs: dict[str, Any]) -> None:
