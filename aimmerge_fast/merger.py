@@ -286,12 +286,11 @@ class FastAIMMerger:
             self.binding.require_finite()
             self.controller.begin_task(name, self.tasks_begun)
             self.binding.set_anchor()
-            self.monitors = monitors
+            self.probe_pending = False
             if memory is not None and monitors:
                 self._rehearsal().begin_task(memory, self.tasks_begun)
-            self.probe_pending = False
-            if monitors:
                 self._probe_ahead()  # what is wrong with the batches shows here, before the task
+            self.monitors = monitors
             self.tasks_begun += 1
             size = len(memory) if memory is not None else 0
             self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -43,6 +44,17 @@ def versions() -> dict[str, str | None]:
         "triton": _version("triton"),
         "aimmerge_fast": _version("aimmerge_fast"),
     }
+
+
+def load() -> str:
+    """How busy the machine was, in words: ours is one of the processes that want a core."""
+    if not hasattr(os, "getloadavg"):
+        return "load average: unknown here"
+    minute, five, _ = os.getloadavg()
+    return (
+        f"load average {minute:.1f} over one minute, {five:.1f} over five, on {os.cpu_count()} "
+        "cores; where it is higher than the cores, others took turns with us and times are too long"
+    )
 
 
 def commit() -> str | None:

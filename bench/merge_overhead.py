@@ -87,6 +87,7 @@ def run(
     progress("ceiling again, for its drift")
     again = ceiling.measure(device, effort)
     print(f"ceiling at the end: {again.best:.1f} GB/s, at the start: {top.best:.1f}")
+    print(environment.load())
     summary = {
         "device": environment.describe(device),
         "versions": environment.versions(),
@@ -94,7 +95,11 @@ def run(
         "ceiling_gbs": top.best,
         "cases": tables.cases(measured, top, device),
     }
-    return summary, {**tables.details(measured, top), "ceiling_at_end": again.best}
+    return summary, {
+        **tables.details(measured, top),
+        "ceiling_at_end": again.best,
+        "load": environment.load(),
+    }
 
 
 def _header(device: torch.device) -> str:

@@ -23,8 +23,6 @@ ROTATION_BYTES = 300_000_000
 HOT_RUN = 3
 #: Calls that warm an arm: its code and allocator; its data was written when the sets were made.
 WARM_CALLS = 3
-#: Fewest samples of an arm, however slow it is.
-FEWEST_SAMPLES = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +46,10 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long to measure: samples per arm, and the seconds one arm may take for them."""
+    """How long to measure an arm: ``samples``, or ``fewest`` and what fits into ``seconds``."""
 
     samples: int
+    fewest: int
     seconds: float
     hook_calls: int
     rotation_bytes: int = ROTATION_BYTES
@@ -60,8 +59,8 @@ class Effort:
         return max(1, math.ceil(self.rotation_bytes / max(1, bytes_per_set)))
 
 
-FULL = Effort(samples=200, seconds=3.0, hook_calls=20_000)
-QUICK = Effort(samples=40, seconds=0.25, hook_calls=2_000)
+FULL = Effort(samples=200, fewest=9, seconds=3.0, hook_calls=20_000)
+QUICK = Effort(samples=40, fewest=4, seconds=0.25, hook_calls=2_000)
 
 
 def stopwatch(device: torch.device) -> Callable[[Call], float]:
@@ -127,7 +126,7 @@ def _sample(
                 # A slow arm sits out turns, evenly spread, instead of running first and alone.
                 sits_out = turn * limits[name] % effort.samples >= limits[name]
                 # Others may take the cores at any moment: what an arm may cost stays bounded.
-                late = spent[name] > 2e6 * effort.seconds and len(samples[name]) >= FEWEST_SAMPLES
+                late = spent[name] > 2e6 * effort.seconds and len(samples[name]) >= effort.fewest
                 if sits_out or late:
                     continue
                 call = sets[(len(samples[name]) + WARM_CALLS) % len(sets)]  # not those just warmed
@@ -140,7 +139,7 @@ def _sample(
 def _limit(sets: list[Call], effort: Effort, clock: Callable[[Call], float], repeat: int) -> int:
     """How many samples fit into the arm's seconds, judged by its first calls."""
     once = min(clock(call) for call in sets[:WARM_CALLS]) * repeat / 1e6
-    return min(effort.samples, max(FEWEST_SAMPLES, int(effort.seconds / max(once, 1e-9))))
+    return min(effort.samples, max(effort.fewest, int(effort.seconds / max(once, 1e-9))))
 
 
 @contextlib.contextmanager

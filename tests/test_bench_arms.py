@@ -143,11 +143,11 @@ def test_importance_scores_are_two_moving_averages() -> None:
 def test_cold_rotates_and_hot_repeats() -> None:
     calls: list[str] = []
     arms = {a: [lambda n=f"{a}{i}": calls.append(n) for i in range(3)] for a in "xy"}  # type: ignore[misc]
-    timing.cold(arms, timing.Effort(4, 10.0, 1), CPU)
+    timing.cold(arms, timing.Effort(4, 1, 10.0, 1), CPU)
     warmed = 2 * timing.WARM_CALLS
     assert calls[warmed:] == ["x0", "y0", "x1", "y1", "x2", "y2", "x0", "y0"]
     calls.clear()
-    timing.hot({"x": arms["x"][0], "y": arms["y"][0]}, timing.Effort(2, 10.0, 1), CPU)
+    timing.hot({"x": arms["x"][0], "y": arms["y"][0]}, timing.Effort(2, 1, 10.0, 1), CPU)
     assert calls[2:] == ["x0", "x0", "x0", "y0", "y0", "y0"] * 2
 
 
@@ -157,10 +157,10 @@ def test_slow_arms_keep_a_few_samples() -> None:
     def bump(counter: list[int]) -> None:
         counter[0] += 1
 
-    limits = timing.Effort(samples=50, seconds=1e-9, hook_calls=1)
+    limits = timing.Effort(samples=50, fewest=5, seconds=1e-9, hook_calls=1)
     timing.cold({"slow": [lambda: bump(slow)]}, limits, CPU)
     timing.cold({"fast": [lambda: bump(fast)]}, dataclasses.replace(limits, seconds=60), CPU)
-    assert slow == [1 + timing.FEWEST_SAMPLES]
+    assert slow == [1 + 5]
     assert fast == [1 + 50]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimmerge_fast.kernels import arena_layout
@@ -19,7 +19,7 @@ _native = pytest.importorskip("aimmerge_fast._native", reason="there is no nativ
 TILE, WIDE = _native.numbers()["limits"]["tile"], _native.numbers()["limits"]["wide"]
 BYTES = np.array([dtype.itemsize for dtype in DTYPES])  # by number in the table
 EDGES = np.array([0, 0, 1, 2, 4095, 4096, 4097, 8191, 8192, 8193, 65_535, 65_536, 65_537])
-TABLES = 10_000
+TABLES = 30_000 * settings.default.max_examples // 100  # nightly: 20 times as many
 Array = np.ndarray[Any, Any]
 
 

@@ -169,3 +169,20 @@ def test_rejections_are_repaired_only_by_the_half_that_met_them(backend: str) ->
     after = table.snapshot()
     engine.repair_()
     assert table.snapshot() == after
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_monitoring_leaves_bad_entries_as_they_are(backend: str, dtype: torch.dtype) -> None:
+    """Nothing is repaired where nothing may be changed; the anchor takes no bad entry over."""
+    specs = [Spec(dtype, 4100, 1)]
+    config = AIMConfig(schedule="monitor")
+    planted = [(0, 500 * k, pattern) for k, pattern in enumerate(bad_bits(dtype)[:8])]
+    play = Play(specs, "normal", 5, config, bad={1: planted})
+    table = Table.build(specs, config)
+    engine = started(play, table, backend)
+    anchor, theta_j = bits(kernels.arena_views(table.anchor, table.live)), bits(table.live)
+    engine.open_()
+    assert table.fields["reject"] == len(planted)
+    assert contents(table) == [theta_j, anchor, theta_j]
+    engine.close_()
+    assert contents(table) == [theta_j, anchor, theta_j]

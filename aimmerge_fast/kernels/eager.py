@@ -20,6 +20,7 @@ from aimmerge_fast.kernels.layout import MERGE_OPEN, Block, block, ring
 Tensor = torch.Tensor
 _TILE, _ROW, _LANES = 4096, 1024, 256
 _SMALLEST_NORMAL = 1.1754943508222875e-38  # fp32
+_STACK = 1 << 20  # entries of one stack, so that its fp64 temporaries stay small
 _GRAIN = 1 << 15  # entries from which torch shares an element-wise operation among threads
 
 
@@ -161,12 +162,16 @@ def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
 
 
 def _alike(live: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of tensors of one size and dtype, which one stacked operation can treat."""
+    """Indices of tensors of one size and dtype, as many as one stacked operation should treat."""
     groups: dict[tuple[int, torch.dtype], list[int]] = {}
     for index, tensor in enumerate(live):
         if tensor.numel():
             groups.setdefault((tensor.numel(), tensor.dtype), []).append(index)
-    return list(groups.values())
+    stacks = []
+    for (entries, _), members in groups.items():
+        many = max(1, _STACK // entries)
+        stacks += [members[i : i + many] for i in range(0, len(members), many)]
+    return stacks
 
 
 def _tile_sums(live: Tensor, anchor: Tensor) -> Tensor:

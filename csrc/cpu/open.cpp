@@ -18,16 +18,15 @@ namespace {
 
 // ---- one tile ------------------------------------------------------------------------------
 
-void stream_tile(void* to, const void* from, size_t bytes) {
+constexpr size_t kLine = 64;  // bytes
+
+AIM_INLINE void stream_line(void* to, const void* from) {
 #if AIM_X86
-  // arenas start tensors at 64 entries, so only a tail can leave a rest
-  const size_t whole = bytes / 16;
   const auto* source = static_cast<const __m128i*>(from);
   auto* target = static_cast<__m128i*>(to);
-  for (size_t i = 0; i < whole; ++i) _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
-  std::memcpy(target + whole, source + whole, bytes - whole * 16);
+  for (int i = 0; i < 4; ++i) _mm_stream_si128(target + i, _mm_loadu_si128(source + i));
 #else
-  std::memcpy(to, from, bytes);
+  std::memcpy(to, from, kLine);
 #endif
 }
 
@@ -41,21 +40,28 @@ AIM_INLINE void halve(const double* __restrict from, double* __restrict to, int 
   for (int l = 0; l < count; ++l) to[l] = from[2 * l] + from[2 * l + 1];
 }
 
-struct SumTile {
+// A full tile; mid starts at a multiple of 16 bytes. The stores go out a line of each row at a
+// time between the sums: in one burst they fill the store buffers and the core waits.
+struct SnapshotTile {
   template <class Format>
   static AIM_INLINE TileChange run(const typename Format::Storage* live,
-                                   const typename Format::Storage* anchor) {
+                                   const typename Format::Storage* anchor,
+                                   typename Format::Storage* mid) {
+    constexpr int kStep = kLine / sizeof(typename Format::Storage);
     alignas(64) double s[kRow], r[kRow / 2];
     typename Format::Storage overflow = 0;
-    for (int l = 0; l < kRow; ++l) {
-      const auto a = live[l], b = live[l + kRow], c = live[l + 2 * kRow], d = live[l + 3 * kRow];
-      const double d0 = change(Format::load(a), Format::load(anchor[l]));
-      const double d1 = change(Format::load(b), Format::load(anchor[l + kRow]));
-      const double d2 = change(Format::load(c), Format::load(anchor[l + 2 * kRow]));
-      const double d3 = change(Format::load(d), Format::load(anchor[l + 3 * kRow]));
-      s[l] = (d0 + d2) + (d1 + d3);
-      overflow |=
-          Format::overflow(a) | Format::overflow(b) | Format::overflow(c) | Format::overflow(d);
+    for (int start = 0; start < kRow; start += kStep) {
+      for (int row = start; row < kTile; row += kRow) stream_line(mid + row, live + row);
+      for (int l = start; l < start + kStep; ++l) {
+        const auto a = live[l], b = live[l + kRow], c = live[l + 2 * kRow], d = live[l + 3 * kRow];
+        const double d0 = change(Format::load(a), Format::load(anchor[l]));
+        const double d1 = change(Format::load(b), Format::load(anchor[l + kRow]));
+        const double d2 = change(Format::load(c), Format::load(anchor[l + 2 * kRow]));
+        const double d3 = change(Format::load(d), Format::load(anchor[l + 3 * kRow]));
+        s[l] = (d0 + d2) + (d1 + d3);
+        overflow |=
+            Format::overflow(a) | Format::overflow(b) | Format::overflow(c) | Format::overflow(d);
+      }
     }
     for (int n = kRow / 2; n > 1; n /= 4) {
       halve(s, r, n);
@@ -71,13 +77,18 @@ TileChange open_tile(const Tile& tile, const std::uint8_t* anchor_arena, std::ui
   using Storage = typename Format::Storage;
   const auto* live = reinterpret_cast<const Storage*>(tile.address);
   const auto* anchor = reinterpret_cast<const Storage*>(anchor_arena + tile.offset);
-  stream_tile(mid_arena + tile.offset, live, tile.count * sizeof(Storage));
-  if (tile.count == kTile) return call<SumTile, Format>(isa, live, anchor);
+  auto* mid = reinterpret_cast<Storage*>(mid_arena + tile.offset);
+  if (tile.count == kTile) return call<SnapshotTile, Format>(isa, live, anchor, mid);
+  const size_t bytes = tile.count * sizeof(Storage);
   Storage padded_live[kTile] = {}, padded_anchor[kTile] = {};
-  std::memcpy(padded_live, live, tile.count * sizeof(Storage));
-  std::memcpy(padded_anchor, anchor, tile.count * sizeof(Storage));
+  alignas(16) Storage padded_mid[kTile];
+  std::memcpy(padded_live, live, bytes);
+  std::memcpy(padded_anchor, anchor, bytes);
   const Storage *l = padded_live, *a = padded_anchor;
-  return call<SumTile, Format>(isa, l, a);
+  Storage* m = padded_mid;
+  const TileChange sum = call<SnapshotTile, Format>(isa, l, a, m);
+  std::memcpy(mid, live, bytes);
+  return sum;
 }
 
 template <class Format>
