@@ -12,6 +12,7 @@ from torch import Tensor
 import gate
 import launches
 import timing
+from aimmerge_fast import AIMConfig, FastAIMMerger
 from backbones import Backbone
 from ours import ALPHAS, Ours, counted_bytes
 from rivals import COMPILED, RIVALS, Alphas, Arm, Importance
@@ -64,7 +65,7 @@ def backbone(
         len(inputs.shapes),
         counted_bytes(inputs.tensors()),
         {name: launches.count(_merge(arm), device) + arm.unseen for name, arm in arms.items()},
-        {name: _hook(arm, effort, device) for name, arm in arms.items() if isinstance(arm, Ours)},
+        {name: _hook(name, inputs, effort, device) for name in backends},
         _times(what, {name: makers[name] for name in arms}, inputs, effort, progress),
         skipped,
     )
@@ -110,9 +111,23 @@ def _merge(arm: Arm) -> Call:
     return merge
 
 
-def _hook(arm: Ours, effort: Effort, device: torch.device) -> float:
-    loss = torch.tensor(0.3)
-    return timing.per_call(lambda: arm.observe_(loss), effort.hook_calls, device)
+def _hook(backend: str, inputs: gate.Inputs, effort: Effort, device: torch.device) -> float:
+    """A merger's step without its probe: observe, read the record, apply the run-ahead rule, log
+    the event."""
+    far = 1 << 20  # an interval that does not end here
+    merger = FastAIMMerger(
+        [torch.nn.Parameter(tensor) for tensor in inputs.tensors()],
+        AIMConfig(s_init=far, s_max=far),
+        backend=backend,
+    )
+    loss = torch.tensor(0.3, device=device)
+
+    def step() -> None:
+        merger.observe(loss)
+        merger.due()
+
+    with merger.task("hook"):
+        return timing.per_call(step, effort.hook_calls, device)
 
 
 def _first_line(error: Exception) -> str:

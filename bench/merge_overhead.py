@@ -143,7 +143,7 @@ def _stderr_progress() -> Callable[[str], None]:
 
 
 def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _chart(text: str) -> Path | None:

@@ -57,7 +57,7 @@ def whole_result(settings: dict[str, Any], arms: dict[str, Any]) -> dict[str, An
     first = settings["tasks"][0]
     hashes = {arm["adapter_sha256"][first] for arm in arms.values()}
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": {

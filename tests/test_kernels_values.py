@@ -1,13 +1,12 @@
 """The kernels compute what the formulas say: by hand, and against oracles written another way.
 
-L1 is compared with ``math.fsum`` of the rounded differences, the fusion with numpy in fp32 one
-operation at a time, and the storage formats with torch and with rounding in exact arithmetic.
+L1 is compared with ``math.fsum`` of the rounded differences and with order P spelled out, the
+fusion with numpy in fp32 one operation at a time.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,41 +16,11 @@ from hypothesis import strategies as st
 
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.kernels import layout
 from tests.backends import USABLE
-from tests.tables import DTYPES, KINDS, Play, Spec, Table, examples, integers, specs
+from tests.oracles import fused, in_order_p, rounded, same_values, stored
+from tests.tables import KINDS, Play, Spec, Table, examples, integers, specs
 
 pytestmark = [pytest.mark.parametrize("backend", USABLE), pytest.mark.usefixtures("one_thread")]
-HALF = (torch.bfloat16, torch.float16)
-#: dtype -> significant bits, exponent of the smallest step, largest finite value
-FORMATS = {
-    torch.float32: (24, -149, float.fromhex("0x1.fffffep127")),
-    torch.bfloat16: (8, -133, float.fromhex("0x1.fep127")),
-    torch.float16: (11, -24, 65504.0),
-}
-Array = np.ndarray[Any, Any]
-
-
-def rounded(values: Array, dtype: torch.dtype) -> Array:
-    """fp64 values to the nearest of ``dtype``, ties to even, by scaling instead of bit tricks."""
-    digits, lowest, largest = FORMATS[dtype]
-    step = np.exp2(np.maximum(np.frexp(values)[1] - digits, lowest).astype(np.float64))
-    nearest = np.where(np.isfinite(values), np.rint(values / step) * step, values)
-    return np.where(np.abs(nearest) > largest, np.copysign(np.inf, nearest), nearest)
-
-
-def fused(anchor: Array, mid: Array, live: Array, alpha1: float, alpha2: float) -> Array:
-    """Eq. 7 on fp32 arrays; numpy rounds each operation."""
-    assert anchor.dtype == mid.dtype == live.dtype == np.float32
-    t = np.float32(alpha1) * (mid - anchor)
-    u = np.float32(alpha2) * (live - mid)
-    return anchor + (t + u)
-
-
-def same_values(a: Array, b: Array) -> bool:
-    """Equal with the signs of zeros; any NaN is as good as another."""
-    nan = np.isnan(a) & np.isnan(b)
-    return bool((nan | (a.view(np.int64) == b.view(np.int64))).all())
 
 
 def opened(backend: str, anchor: list[torch.Tensor], live: list[torch.Tensor]) -> float:
@@ -96,19 +65,42 @@ def test_a_merge_by_hand(backend: str) -> None:
     ]
 
 
-def test_a_tile_is_summed_in_order_p(backend: str) -> None:
-    change = torch.ones(4096)
-    change[0] = 2.0**54  # fp64 has a step of 4 there: single ones beside it are lost
-    anchor = torch.zeros(4096)
-    # row sums: s[0] = (2^54 + 1) + 2 -> 2^54, and 4 in the 1,023 others, whose sums are exact
-    assert opened(backend, [anchor], [change]) == 2.0**54 + 4 * 1023
-    assert opened(backend, [anchor[:4000]], [change[:4000]]) == 2.0**54 + 4 * 1023 - 96
+@pytest.mark.parametrize(
+    ("ones", "kept"),
+    [
+        ((1024, 3072), 2),  # rows 1 and 3 are added before they meet row 0
+        ((2048, 1024), 0),  # row 2 meets row 0 first, and is lost
+        ((2, 3), 2),  # then neighbours: 2 and 3 before they meet 0 and 1
+        ((1, 2), 0),
+        ((512, 1023), 2),  # the halves meet last
+        ((511, 1023), 0),
+        ((2050, 1027), 2),
+    ],
+)
+def test_a_tile_is_summed_in_order_p(backend: str, ones: tuple[int, int], kept: int) -> None:
+    """Beside 2^53 fp64 has a step of 2: a single one is lost, two that met before are not."""
+    change = torch.zeros(4096)
+    change[[0, *ones]] = torch.tensor([2.0**53, 1.0, 1.0])
+    assert opened(backend, [torch.zeros(4096)], [change]) == 2.0**53 + kept
+    assert opened(backend, [torch.zeros(4000)], [change[:4000]]) == 2.0**53 + kept
 
 
 def test_partial_sums_go_over_256_lanes(backend: str) -> None:
     live = [torch.ones(1) for _ in range(257)]
     live[0].fill_(2.0**53)  # step 2: lane 0 loses the one of tile 256, then that of lane 1
     assert opened(backend, [torch.zeros(1)] * 257, live) == 2.0**53 + sum(2**k for k in range(1, 8))
+
+
+@pytest.mark.parametrize("sizes", [[4096], [3], [9000, 0, 4097, 1], [5] * 700 + [12_289]])
+def test_changes_are_added_in_order_p(backend: str, sizes: list[int]) -> None:
+    """Changes of every size side by side, so that adding one by one gives another sum."""
+    rng = np.random.default_rng(0)
+    changes = [2.0 ** rng.integers(0, 40, n) * rng.integers(1, 1 << 24, n) for n in sizes]
+    live = [torch.from_numpy(change.astype(np.float32)) for change in changes]
+    got = opened(backend, [torch.zeros(n) for n in sizes], live)
+    assert got == in_order_p([change.tolist() for change in changes])
+    if sum(sizes) > 1000:
+        assert got != sum(x for change in changes for x in change.tolist())
 
 
 def test_differences_are_rounded_to_fp32_before_they_are_added(backend: str) -> None:
@@ -173,68 +165,3 @@ def test_fusion_is_eq_7_in_fp32(
         target = mid.astype(np.float64) if rejected else value
         assert same_values(live.double().numpy(), target)
         assert torch.equal(integers(live), integers(anchor))
-
-
-def stored(bits: Array, dtype: torch.dtype) -> torch.Tensor:
-    signed = np.int32 if dtype == torch.float32 else np.int16
-    unsigned = np.uint32 if dtype == torch.float32 else np.uint16
-    return torch.from_numpy(bits.astype(unsigned).view(signed)).view(dtype)
-
-
-# ---- storage formats ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_every_16_bit_pattern_is_read_as_torch_reads_it(backend: str, dtype: torch.dtype) -> None:
-    patterns = stored(np.arange(1 << 16), dtype)
-    if backend == "eager":  # torch itself converts
-        patterns = patterns[::61]
-    state = kernels.new_state(AIMConfig(schedule="single"))
-    got = np.empty(len(patterns))
-    for index, loss in enumerate(patterns):
-        kernels.observe_(loss, state, backend=backend)
-        got[index] = layout.ring(state)[index % layout.RING_SIZE]["loss"]
-    assert same_values(got, patterns.double().numpy())
-
-
-@pytest.mark.parametrize("dtype", HALF)
-def test_results_are_rounded_to_nearest_even(backend: str, dtype: torch.dtype) -> None:
-    """Around every value of the format: the tie to its neighbour, just beside it, and others."""
-    mid = stored(np.arange(1 << 16), dtype)
-    magnitude = np.arange(1 << 16) & 0x7FFF
-    towards_zero = stored(np.arange(1 << 16) - (magnitude > 0), dtype)
-    table = Table.build([Spec(dtype, 1 << 16)], AIMConfig(), defer=True)
-    (live,), engine = table.live, table.engine(backend)
-    beside = 2.0 ** (FORMATS[dtype][0] - 24)  # one step of fp32
-    ties = [side * (0.5 + k * beside) for side in (-1, 1) for k in (-1, 0, 1)]
-    for alpha2 in (*ties, 0.25, -0.75, beside, -beside, 3.0, -1e5):
-        table.anchor.zero_()
-        kernels.copy_into(table.mid, [mid])
-        live.copy_(towards_zero)
-        table.fields["alpha1"], table.fields["alpha2"] = 1.0, alpha2
-        engine.close_()
-        with np.errstate(all="ignore"):
-            m, x = mid.float().numpy(), towards_zero.float().numpy()
-            value = fused(np.zeros_like(m), m, x, 1.0, alpha2)
-            expected = rounded(value.astype(np.float64), dtype)
-        assert same_values(live.double().numpy(), expected)
-        assert same_values(expected, torch.from_numpy(value).to(dtype).double().numpy())
-        assert table.fields["partial_bad"] == (~np.isfinite(expected)).sum()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_alpha_1_0_stores_mid_bit_for_bit(backend: str, dtype: torch.dtype) -> None:
-    play = Play([Spec(dtype, 5000)], "bits", 1, AIMConfig(alpha_new=1.0))
-    anchor, mid, _ = play.bits[0]
-    table = Table.build(play.specs, play.config)
-    play.fill(table, 0)
-    kernels.copy_into(table.anchor, table.live)
-    play.fill(table, 1)
-    table.engine(backend).open_()
-    table.live[0].fill_(math.nan)  # what the memory steps did is not looked at
-    table.engine(backend).close_()
-    assert table.fields["reject"] == 0
-    assert torch.equal(integers(table.live[0]), integers(stored(mid, dtype)))
-    with np.errstate(all="ignore"):  # the formula alone would give other bits
-        a, m = (stored(bits, dtype).float().numpy() for bits in (anchor, mid))
-        assert (rounded((a + (m - a)).astype(np.float64), dtype) != m).any()

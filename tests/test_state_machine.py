@@ -25,6 +25,7 @@ from aimmerge_fast.reference_numerics import fuse, l1_order_p, non_finite
 from tests.backends import USABLE
 from tests.checkpoints import through_json
 from tests.loops import anchor_of, bits
+from tests.strategies import protocol_configs
 
 SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (
     ((3, 5), torch.float32), ((7,), torch.bfloat16), ((0,), torch.float32), ((2,), torch.float16),
@@ -37,44 +38,10 @@ LOSSES = st.one_of(
 CHANGES = st.sampled_from([0.0, 1e-3, 0.01, 0.25, -0.5, 8.0])
 
 
-@st.composite
-def configs(draw: st.DrawFn) -> AIMConfig:
-    policy = draw(st.sampled_from(["paper", "released"]))
-    schedule = draw(
-        st.sampled_from(
-            ["adaptive"] * 6 + ["monitor", "fixed", "rapid+", "slow+", "random", "at", "single"]
-        )
-    )
-    fields: dict[str, Any] = {
-        "s_min": 1,
-        "s_init": draw(st.integers(1, 6)),
-        "s_max": draw(st.integers(6, 12)),
-        "s_switch": draw(st.sampled_from([2, 5, 64])),
-        "f_max": draw(st.integers(1, 4)),
-        "gamma_forget": draw(st.sampled_from([1.0, 1.25, 2.0])),
-        "max_bad_probes": draw(st.sampled_from([2, 10])),
-        "on_reject": draw(st.sampled_from(["raise", "continue"])),
-        "alpha_new": draw(st.sampled_from([None, None, None, 0.25])),
-        "seed": draw(st.integers(0, 9)),
-    }
-    if schedule == "random":
-        fields["s_hi"] = 7
-    if schedule == "at":
-        fields["merge_at"] = (2, 3, 9)
-    if policy == "released":
-        fields |= {"cold_start": draw(st.integers(0, 3)), "s_weight": draw(st.integers(1, 6))}
-    elif schedule == "adaptive":
-        fields["window"] = draw(st.integers(1, 3))
-        ablation = draw(st.sampled_from(["", "", "", "learning", "forgetting"]))
-        if ablation:
-            fields[f"use_{ablation}_signal"] = False
-    return AIMConfig(policy=policy, schedule=schedule, probe="in_batch", **fields)
-
-
 class Protocol(RuleBasedStateMachine):
     """``live`` is what the merger works on; everything else here is the model's."""
 
-    @initialize(config=configs(), backend=st.sampled_from(USABLE))
+    @initialize(config=protocol_configs(), backend=st.sampled_from(USABLE))
     def build(self, config: AIMConfig, backend: str) -> None:
         self.config, self.backend = config, backend
         self.noise = torch.Generator().manual_seed(3)
