@@ -138,8 +138,12 @@ def _sample(
 
 def _limit(sets: list[Call], effort: Effort, clock: Callable[[Call], float], repeat: int) -> int:
     """How many samples fit into the arm's seconds, judged by its first calls."""
-    once = min(clock(call) for call in sets[:WARM_CALLS]) * repeat / 1e6
-    return min(effort.samples, max(effort.fewest, int(effort.seconds / max(once, 1e-9))))
+    first: list[float] = []
+    for call in sets[:WARM_CALLS]:
+        if sum(first) <= 1e6 * effort.seconds:
+            first.append(clock(call))
+    once = max(min(first) * repeat / 1e6, 1e-9)
+    return min(effort.samples, max(effort.fewest, int(effort.seconds / once)))
 
 
 @contextlib.contextmanager

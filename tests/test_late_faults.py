@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from aimmerge_fast import kernels
-from aimmerge_fast.config import AIMConfig
+from aimmerge_fast import AIMConfig, FastAIMMerger, kernels
 from aimmerge_fast.controller import BadProbes, MergeRejected
 from aimmerge_fast.events import Close, Open, Reject, to_json
-from tests.late_device import Rig
+from tests.late_device import LateEngine, Rig
+from tests.loops import net
 
 NEVER = 1 << 30
 
@@ -141,3 +141,63 @@ def test_a_task_begins_with_a_clean_slate(lag: int) -> None:
     rig.controller.drain()
     assert isinstance(rig.events[-1], Close)
     assert {event.task for event in rig.events[-4:]} == {"next"}
+
+
+def late_merger(config: AIMConfig) -> FastAIMMerger:
+    """A merger whose device works only while the host waits for it."""
+    merger = FastAIMMerger(net(), config)
+    late = LateEngine(merger.controller._engine, NEVER)
+    merger.controller._engine = late
+    merger.controller.mailbox._check_device = late.finish
+    return merger
+
+
+def test_bad_probes_that_arrive_at_the_end_of_a_task_are_raised_there() -> None:
+    merger = late_merger(AIMConfig(schedule="single", max_bad_probes=3))
+
+    def train() -> None:
+        with merger.task("task"):
+            for _ in range(4):
+                merger.observe(torch.tensor(math.nan))
+                assert merger.due() is False
+
+    with pytest.raises(BadProbes, match="step 3: the last 3 history losses"):
+        train()
+    with merger.task("next"):
+        pass
+
+
+def test_what_is_still_to_be_raised_is_part_of_the_state() -> None:
+    """state_dict() reads the records that say so, and raises nothing itself."""
+    config = AIMConfig(schedule="single", max_bad_probes=3)
+    merger = late_merger(config)
+    with merger.task("task"):
+        for _ in range(3):
+            merger.observe(torch.tensor(math.nan))
+            merger.due()
+        saved = merger.state_dict()
+        merger.controller.bad_probes = None
+    again = FastAIMMerger(net(), config)
+    again.load_state_dict(saved)
+    with again.task("task"):
+        again.observe(torch.tensor(1.0))
+        with pytest.raises(BadProbes, match="step 3: the last 3 history losses"):
+            again.due()
+
+
+def test_a_rejection_that_is_still_to_be_raised_is_part_of_the_state() -> None:
+    model, config = net(), AIMConfig()
+    merger = late_merger(config)
+    with merger.task("task"):
+        merger.observe(torch.tensor(1.0))
+        merger.due()
+        merger.open_merge()
+        with torch.no_grad():
+            merger.binding.parameters.tensors()[0].fill_(math.nan)
+        saved = merger.state_dict()  # the device opens only now
+        merger.rollback()
+    again = FastAIMMerger(model, config)
+    again.load_state_dict(saved)
+    refusal = pytest.raises(MergeRejected, match="step 1: the merge was rejected at open, 60")
+    with again.task("task"), refusal:
+        again.close_merge()

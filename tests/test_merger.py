@@ -54,6 +54,7 @@ def test_the_first_task_is_plain_training(with_memory: str) -> None:
 def test_schedules(schedule: str, policy: str) -> None:
     loop = Loop(schedule=schedule, policy=policy, **SCHEDULES[schedule])
     merged = loop.run(40)
+    assert loop.merger.waits == 0  # a CPU answers at once
     opens = loop.of_type(Open)
     assert [event.step for event in opens if event.kind != "merge_final"] == [
         step for step, merges in enumerate(merged, start=1) if merges
