@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from aimmerge_fast import __version__
 
 app = typer.Typer(
     name="aimmerge",
@@ -21,7 +22,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(version("aimmerge_fast"))
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -54,6 +55,10 @@ def doctor(
 @app.command()
 def simulate(
     file: Annotated[Path, typer.Argument(help="A trace file, or the events.jsonl of a run.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="More settings, after a --set."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. s_init=4."),
@@ -69,7 +74,7 @@ def simulate(
 
     from aimmerge_fast.simulate.output import show, simulate_file, write_json
 
-    results = simulate_file(file, settings or [], backend)
+    results = simulate_file(file, [*(settings or []), *(more or [])], backend)
     if out is not None:
         write_json(out, results)
     show(results, Console())

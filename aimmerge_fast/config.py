@@ -38,7 +38,13 @@ _POLICY_DEFAULTS: dict[str, dict[str, Any]] = {
         "use_learning_signal": True,
         "use_forgetting_signal": True,
     },
-    "released": {"outer_init": None, "cold_start": 3, "s_weight": 70, "adaptive": True},
+    "released": {
+        "accumulation": 1,
+        "outer_init": None,
+        "cold_start": 3,
+        "s_weight": 70,
+        "adaptive": True,
+    },
 }
 _UNSET: Any = None
 
@@ -47,48 +53,55 @@ _UNSET: Any = None
 class AIMConfig:
     """Settings of AIMMerging; invalid values raise ``ValueError`` naming field, value and range.
 
-    Common to both policies:
-        policy: ``paper`` (Eq. 1-8) or ``released`` (the authors' code, statement by statement).
-        schedule: ``adaptive`` is the method. ``monitor`` measures and never merges; ``fixed``,
-            ``rapid+``, ``slow+``, ``random``, ``at`` and ``single`` are the controls of the
-            paper's preliminary study.
-        s_init, s_min, s_max: first, smallest and largest merge interval S, in optimiser updates
-            (Eq. 4). ``monitor`` starts at 10, everything else at 8.
-        gamma_forget: threshold factor: delta = gamma_forget * mean(history loss).
-        f_max: activations F that merge before S is reached; also the denominator of P_past.
-        s_switch: boundary of the interval rule (paper: S > 64; released: S >= 64).
-        alpha_new: constant weight of the new task vector, alpha_past = 1 - alpha_new (the +MGM
-            ablation); ``None`` lets the policy or the schedule choose.
-        s_hi: ``random`` only: intervals are drawn uniformly from [s_min, s_hi].
-        merge_at: ``at`` only: strictly increasing step numbers of the task at which to merge.
-        probe: which parameters the history loss is taken on. ``before``: those that the coming
-            update's forward sees (default of ``paper``); ``after``: those after the update
-            (default of ``released``); ``in_batch``: the caller hands the loss over.
-        probe_dropout: keep dropout on in the probe, as the paper's in-batch loss implies.
-        history_batch, memory_batch: records per probe and per memory step (paper 8, released 32).
-        memory_optimizer: ``shared`` (the training optimiser and its moments), ``separate`` (an
-            optimiser of its own) or ``snapshot`` (the moments are put back after each merge).
-        max_grad_norm: clip norm of the memory steps; ``None`` does not clip.
-        accumulation: micro-batches per update. Under ``released`` memory losses are divided by it,
-            as the authors' code does.
-        max_bad_probes: non-finite history losses in a row that raise.
-        on_reject: a merge that met a non-finite entry is undone; then ``raise`` or ``continue``.
-        merge_at_task_end: merge the unfinished interval when the task ends.
-        seed: of the probe's and the memory steps' random streams and of ``random``.
+    In brackets the default, then the range. Steps are optimiser updates.
+
+    Both policies:
+        policy: [paper; paper, released] Eq. 1-8, or the authors' code statement by statement.
+        schedule: [adaptive] the method. ``monitor`` measures and never merges; ``fixed``,
+            ``rapid+``, ``slow+``, ``random``, ``at`` and ``single`` are controls with
+            alpha = (0.5, 0.5): every s_init steps; every s_init // 2 steps while the learning
+            signal rises (rapid+) or falls (slow+); random intervals; given steps; once at the end.
+        s_init: [8, under monitor 10; s_min to s_max] first merge interval S.
+        s_min, s_max: [2, 128; 1 to 2^24] limits of S (Eq. 4).
+        gamma_forget: [2.0; > 0] threshold delta = gamma_forget * mean(history loss).
+        f_max: [3; >= 1] activations F that merge before S is reached; P_past = F / f_max.
+        s_switch: [64; >= 2] boundary of the interval rule (paper: S > 64; released: S >= 64).
+        alpha_new: [None; 0 to 1] constant weight of the new task vector, alpha_past = 1 -
+            alpha_new (the +MGM ablation); None lets the policy or the schedule choose.
+        s_hi: [None; >= s_min] ``random`` only: intervals are uniform in [s_min, s_hi], so their
+            mean is (s_min + s_hi) / 2: choose it to match another run's number of merges.
+        merge_at: [(); at most 64, increasing] ``at`` only: steps of the task at which to merge.
+        probe: [before, released after] which parameters the history loss is taken on.
+            ``before``: those that the coming update's forward sees; ``after``: those after the
+            update; ``in_batch``: the caller hands the loss over.
+        probe_dropout: [True] keep dropout on in the probe, as the paper's in-batch loss implies.
+        history_batch, memory_batch: [8, released 32; >= 1] records per probe and memory step.
+        memory_optimizer: [shared] the loop's optimiser and its moments; ``separate``: one of its
+            own; ``snapshot``: the loop's, its moments put back after each merge.
+        max_grad_norm: [None; > 0] clip norm of the memory steps; None does not clip.
+        max_bad_probes: [10; >= 1] non-finite history losses in a row that raise.
+        on_reject: [raise; raise, continue] after a merge with non-finite entries was undone.
+        merge_at_task_end: [False] merge the unfinished interval of a task with a memory at its end.
+        seed: [42; 0 to 2^63 - 1] of the probes', the memory steps' and ``random``'s streams.
 
     Policy ``paper`` only:
-        window: L_w, comparisons of the learning signal that Eq. 4 and Eq. 8 look at, 1 to 32.
-        gamma_plus_small, gamma_minus_small: growth and shrink factors while S <= s_switch.
-        gamma_plus_large, gamma_minus_large: the same for S > s_switch.
-        p_new_cold: P_new during the cold start (merges 1 to L_w).
-        alpha_floor: clamp alpha_new to [f, 1 - f]; 0 is the literal Eq. 8.
-        use_learning_signal, use_forgetting_signal: the ablations -LS and -FS when false.
+        window: [3; 1 to 32] L_w, comparisons of the learning signal in Eq. 4 and Eq. 8.
+        gamma_plus_small, gamma_minus_small: [2.0, 1.5; >= 1] growth and shrink while S <= s_switch.
+        gamma_plus_large, gamma_minus_large: [1.5, 2.0; >= 1] the same for S > s_switch.
+        p_new_cold: [1.0; 0 to 1] P_new during the cold start (merges 1 to L_w).
+        alpha_floor: [0.0; 0 to 0.5] clamp alpha_new to [f, 1 - f]; 0 is the literal Eq. 8.
+            ``adaptive`` only.
+        use_learning_signal, use_forgetting_signal: [True] false for the ablations -LS and -FS.
+            ``adaptive`` only, not both.
 
     Policy ``released`` only:
-        outer_init: memory steps of the first merge; M = int(S * outer_init / s_init) afterwards.
-        cold_start: the interval is first adjusted at merge cold_start + 2.
-        s_weight: S above which the fusion weights lean to the past.
-        adaptive: false keeps S.
+        accumulation: [1; >= 1] micro-batches per update; memory losses are divided by it, as the
+            authors' code does.
+        outer_init: [s_init; >= 1] memory steps M of the first merge; then int(S * (outer_init /
+            s_init)).
+        cold_start: [3; >= 0] the interval is first adjusted at merge cold_start + 2.
+        s_weight: [70; >= 1] S above which the fusion weights lean to the past.
+        adaptive: [True] false keeps S.
     """
 
     policy: str = "paper"
@@ -108,7 +121,6 @@ class AIMConfig:
     memory_batch: int = _UNSET
     memory_optimizer: str = "shared"
     max_grad_norm: float | None = None
-    accumulation: int = 1
     max_bad_probes: int = 10
     on_reject: str = "raise"
     merge_at_task_end: bool = False
@@ -124,6 +136,7 @@ class AIMConfig:
     use_learning_signal: bool = _UNSET
     use_forgetting_signal: bool = _UNSET
     # policy released
+    accumulation: int = _UNSET
     outer_init: int = _UNSET
     cold_start: int = _UNSET
     s_weight: int = _UNSET
@@ -179,7 +192,7 @@ class AIMConfig:
         for name in ("s_min", "s_max", "s_init", "f_max"):
             _integer(name, getattr(self, name), 1, _S_LIMIT)
         _integer("s_switch", self.s_switch, 2, _S_LIMIT)  # released halves S from here on
-        for name in ("history_batch", "memory_batch", "accumulation", "max_bad_probes"):
+        for name in ("history_batch", "memory_batch", "max_bad_probes"):
             _integer(name, getattr(self, name), 1, 1 << 30)
         _integer("seed", self.seed, 0, (1 << 63) - 1)
         _number("gamma_forget", self.gamma_forget, 0.0, math.inf, open_low=True)
@@ -194,6 +207,7 @@ class AIMConfig:
         if self.policy == "paper":
             self._check_paper_ranges()
         else:
+            _integer("accumulation", self.accumulation, 1, 1 << 30)
             _integer("outer_init", self.outer_init, 1, _S_LIMIT)
             _integer("cold_start", self.cold_start, 0, 1 << 30)
             _integer("s_weight", self.s_weight, 1, _S_LIMIT)
@@ -233,6 +247,8 @@ class AIMConfig:
                 "to schedule 'at', which needs it"
             )
         _merge_steps(self.merge_at)
+        if self.alpha_new is not None and self.schedule == "monitor":
+            raise ValueError(f"alpha_new={self.alpha_new} contradicts schedule 'monitor': no merge")
         if self.merge_at_task_end and self.schedule == "monitor":
             raise ValueError("merge_at_task_end=True contradicts schedule 'monitor': never a merge")
 
@@ -246,6 +262,11 @@ class AIMConfig:
         if ablated and self.schedule != "adaptive":
             raise ValueError(
                 f"the ablations -LS and -FS need schedule 'adaptive', got {self.schedule!r}"
+            )
+        if self.alpha_floor > 0 and (ablated or self.schedule != "adaptive"):
+            raise ValueError(
+                f"alpha_floor={self.alpha_floor} clamps Eq. 8, which only schedule 'adaptive' "
+                "without ablations uses; leave it out"
             )
         if self.alpha_floor > 0 and self.alpha_new is not None:
             raise ValueError(

@@ -61,6 +61,7 @@ class Controller:
         self.rejected: str | None = None  # what to raise once nothing is open
         self.bad_probes: str | None = None  # what to raise at the next decision
         self._last_kind = "collect"
+        self._merge = 0  # number of the newest merge
 
     # ---- one task ------------------------------------------------------------------------
 
@@ -140,6 +141,15 @@ class Controller:
         self.is_open = False
         self.drain()
         self.raise_rejection()
+
+    def abandon(self) -> None:
+        """End the open merge without its memory steps: live and anchor become theta_j. Blocks."""
+        self.finish_records()
+        self.drain()
+        for state in self._states:
+            kernels.abandon_merge(state)
+        self.close()
+        self._emit(events.Reject(self.task, self.reported, self._merge, "memory", 0))
 
     def raise_rejection(self) -> None:
         """Raise what the records said of a rejected merge, once nothing is open."""
@@ -221,6 +231,7 @@ class Controller:
 
     def _consume_open(self, record: Record) -> None:
         self.open_known = True
+        self._merge = record.merge
         self.host.begin_interval(record.next_S)
         if self._config.policy == "released":
             self.host.memory_steps = record.memory_steps

@@ -112,6 +112,7 @@ class Reject(Event):
 
     ``half`` "open": theta_j was not finite, live went back to the anchor. "close": the fused result
     was not finite, live and anchor are theta_j. ``entries`` counts the non-finite entries.
+    "memory": a memory step raised an exception, live and anchor are theta_j, ``entries`` is 0.
     """
 
     event: ClassVar[str] = "reject"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -99,10 +100,7 @@ class FastAIMMerger:
         self.controller = Controller(
             self.config, self.binding.engine, self.binding.states, self._emit
         )
-        self.tasks_begun = 0
-        self.in_task = False
-        self.monitors = False  # this task has a memory: probes and merges happen
-        self.probe_pending = False  # probe="before": a probe was launched for the coming update
+        self.position = state.Position()
         self.resumed: dict[str, Any] | None = None
         log.info("aimmerge_fast: %s (%s)", self.binding.choice.name, self.binding.choice.reason)
 
@@ -123,8 +121,9 @@ class FastAIMMerger:
         try:
             yield self
             self._finish_interval()
+            self.position.tasks_done += 1
         finally:
-            self.in_task = False
+            self.position.in_task = False
         self._emit(events.TaskEnd(name, self.controller.host.steps))
 
     def step(self, history_loss: torch.Tensor | None = None) -> bool:
@@ -140,7 +139,7 @@ class FastAIMMerger:
         """
         self._require_task("step()")
         in_batch = self.config.probe == "in_batch"
-        if not self.monitors:
+        if not self.position.monitors:
             self.controller.host.count_step()
             return False
         if in_batch != (history_loss is not None):
@@ -152,6 +151,8 @@ class FastAIMMerger:
             self.observe(history_loss)
         elif self.config.probe == "after":
             self.observe(self._rehearsal().probe())
+        elif self.controller.observed <= self.controller.host.steps and not self.controller.is_open:
+            self._probe_ahead()  # the last call ended in an exception: better late than never
         try:
             merged = self.due()
             if merged:
@@ -160,7 +161,7 @@ class FastAIMMerger:
             self._probe_ahead()  # a caller that catches these goes on with the next update
             raise
         self._probe_ahead()
-        return merged
+        return merged and self.config.schedule != "monitor"
 
     # ---- the pieces of a step, for custom loops --------------------------------------------
 
@@ -183,7 +184,7 @@ class FastAIMMerger:
             raise RuntimeError("due() between open_merge() and close_merge(): close it first")
         if self.controller.observed <= self.controller.host.steps:
             raise RuntimeError("due() without a new history loss: call observe(loss) first")
-        self.probe_pending = False
+        self.position.probe_pending = False
         return self.controller.due()
 
     def open_merge(self) -> int:
@@ -199,10 +200,13 @@ class FastAIMMerger:
             raise RuntimeError("open_merge() twice: call close_merge() first")
         if self.controller.host.t == 0:
             raise RuntimeError("open_merge() right after a merge: there is no interval to merge")
-        if self.controller.observed > self.controller.host.steps and not self.probe_pending:
+        if (
+            self.controller.observed > self.controller.host.steps
+            and not self.position.probe_pending
+        ):
             raise RuntimeError("open_merge() between observe() and due(): call due() first")
         self.binding.heal()
-        if self.probe_pending:  # the device has counted an update that is still to come
+        if self.position.probe_pending:  # the device has counted an update that is still to come
             self.controller.restart_interval(keep_progress=True)
         try:
             return self.controller.open()
@@ -237,7 +241,8 @@ class FastAIMMerger:
         self._emit(events.Rollback(self.controller.task, self.controller.host.steps))
         if self.rehearsal:
             self.rehearsal.restore_moments()
-        self._renew_probe()
+        if self.position.monitors:
+            self._probe_ahead()
 
     # ---- what happened -----------------------------------------------------------------------
 
@@ -255,7 +260,9 @@ class FastAIMMerger:
 
         The model's and the optimiser's own states are saved by the caller, as always.
         """
-        return state.save(self)
+        if self.resumed is not None:
+            return copy.deepcopy(self.resumed)  # loaded, but its task was not entered yet
+        return state.save(self.config, self.position, self.binding, self.controller, self.rehearsal)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a ``state_dict``; then enter ``task()`` of the same name to go on.
@@ -265,43 +272,54 @@ class FastAIMMerger:
             ValueError: another version, config or model; the first difference is named. Nothing
                 has changed then.
         """
-        if self.in_task:
+        if self.position.in_task:
             raise RuntimeError("load_state_dict() inside a task: load before entering task()")
-        state.load(self, saved)
+        parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
+        self.resumed = state.load(saved, *parts)
 
     # ---- internals -------------------------------------------------------------------------
 
     def _begin_task(self, name: str, memory: RehearsalMemory | None) -> None:
-        if self.in_task:
+        if self.position.in_task:
             raise RuntimeError(
                 f"task {name!r} inside task {self.controller.task!r}: leave it first"
             )
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a task's name must be a non-empty string, got {name!r}")
         monitors = self._check_memory(name, memory)
         if self.resumed is not None:
-            state.resume(self, name, memory)
-            if self.monitors and not self.probe_pending and not self.controller.is_open:
-                self._probe_ahead()  # saved between a merge and the probe after it
+            self._go_on(name, memory, self.resumed)
         else:
             self.binding.heal()
             self.binding.require_finite()
-            self.controller.begin_task(name, self.tasks_begun)
+            self.controller.begin_task(name, self.position.tasks_begun)
             self.binding.set_anchor()
-            self.probe_pending = False
+            self.position.probe_pending = False
             if memory is not None and monitors:
-                self._rehearsal().begin_task(memory, self.tasks_begun)
+                self._rehearsal().begin_task(memory, self.position.tasks_begun)
                 self._probe_ahead()  # what is wrong with the batches shows here, before the task
-            self.monitors = monitors
-            self.tasks_begun += 1
+            self.position.monitors = monitors
+            self.position.tasks_begun += 1
             size = len(memory) if memory is not None else 0
             self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))
-        self.in_task = True
+        self.position.in_task = True
+
+    def _go_on(self, name: str, memory: RehearsalMemory | None, saved: dict[str, Any]) -> None:
+        """Enter the task that the loaded state was saved in."""
+        state.enter(saved, name, memory, self.rehearsal)
+        self.resumed = None
+        self.position.in_task = True
+        if self.controller.is_open and self.position.steps_made is not None:
+            self._rehearse(self.controller.merge_steps)  # saved inside a merge of step()
+        if self.position.monitors and not (self.position.probe_pending or self.controller.is_open):
+            self._probe_ahead()  # saved between a merge and the probe after it
 
     def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
         if memory is None:
             return False
         if not isinstance(memory, RehearsalMemory):
             raise TypeError(f"memory must be a RehearsalMemory, got {type(memory).__name__}")
-        if len(memory) == 0 and (self.tasks_begun > 0 and self.resumed is None):
+        if len(memory) == 0 and (self.position.tasks_done > 0 and self.resumed is None):
             raise ValueError(
                 f"task {name!r}: the memory is empty though a task was trained before; call "
                 "memory.add(task, records) after each task, or pass memory=None for plain training"
@@ -315,22 +333,40 @@ class FastAIMMerger:
         final = self.config.schedule == "single" or self.config.merge_at_task_end
         if self.controller.is_open:
             raise RuntimeError("the task ended inside an open merge: call close_merge() first")
-        if self.probe_pending:
+        if self.position.probe_pending:
             self.controller.restart_interval(keep_progress=True)
-            self.probe_pending = False
+            self.position.probe_pending = False
         self.controller.finish_records()
         self.controller.drain()
         self.controller.raise_bad_probes()
-        if final and self.monitors and self.controller.host.t > 0:
+        if final and self.position.monitors and self.controller.host.t > 0:
             self._merge()
 
     def _merge(self) -> None:
-        memory_steps = self.open_merge()
-        if memory_steps:
-            rehearsal = self._rehearsal()
-            with rehearsal.memory_phase():
-                for _ in range(memory_steps):
-                    rehearsal.memory_step()
+        self.position.steps_made = 0
+        try:
+            memory_steps = self.open_merge()
+        except BaseException:
+            self.position.steps_made = None
+            raise
+        self._rehearse(memory_steps)
+
+    def _rehearse(self, memory_steps: int) -> None:
+        """The memory steps of an open merge, and its close; an exception leaves theta_j behind."""
+        position = self.position
+        made = position.steps_made or 0
+        try:
+            if made < memory_steps:
+                rehearsal = self._rehearsal()
+                with rehearsal.memory_phase():
+                    for position.steps_made in range(made + 1, memory_steps + 1):
+                        rehearsal.memory_step()
+        except BaseException:
+            self.controller.abandon()
+            self.binding.bump_versions()
+            raise
+        finally:
+            position.steps_made = None
         self.close_merge()
 
     def _bump_versions(self) -> None:
@@ -340,16 +376,19 @@ class FastAIMMerger:
     def _probe_ahead(self) -> None:
         if self.config.probe == "before":
             self._observe(self._rehearsal().probe())
-            self.probe_pending = True
+            self.position.probe_pending = True
 
     def _renew_probe(self) -> None:
-        """The probe ahead was forgotten for a merge or a roll-back that the caller asked for."""
-        if self.probe_pending and not self.controller.is_open:
+        """The probe ahead was forgotten for a merge that the caller asked for."""
+        if self.position.probe_pending and not self.controller.is_open:
             self._probe_ahead()
 
     def _observe(self, loss: torch.Tensor) -> None:
         kernels.check_loss(loss)
-        self.controller.observe(loss.detach().to(self.binding.states[0].device, non_blocking=True))
+        device = self.binding.states[0].device
+        # a copy to the CPU must have arrived when the host reads it
+        moved = loss.detach().to(device, non_blocking=device.type != "cpu")
+        self.controller.observe(moved)
 
     def _rehearsal(self) -> Rehearsal:
         if self.rehearsal is None:
@@ -360,7 +399,7 @@ class FastAIMMerger:
         return self.rehearsal
 
     def _require_task(self, what: str) -> None:
-        if not self.in_task:
+        if not self.position.in_task:
             raise RuntimeError(f"{what} outside a task: use `with merger.task(name, memory):`")
 
     def _emit(self, event: Event) -> None:

@@ -152,7 +152,9 @@ class ReleasedController(ReferenceController):
         else:
             factor = self._change_factor(signal, previous)
             next_interval = self._adapted_interval(factor, rising=signal >= previous)
-        self._planned_memory_steps = max(1, int(next_interval * config.outer_init / config.s_init))
+        self._planned_memory_steps = max(
+            1, int(next_interval * (config.outer_init / config.s_init))
+        )
         return {
             "cold": cold,
             "change_factor": factor,

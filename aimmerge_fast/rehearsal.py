@@ -116,13 +116,20 @@ class Rehearsal:
         self._model, self._config = model, config
         self._collate, self._loss_fn, self._scaler = collate, loss_fn, scaler
         self._autocast = autocast or nullcontext
-        self._devices = devices
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                "rehearsal (optimizer= and collate=) runs the model, so give the module itself, "
+                f"not a {type(model).__name__} of parameters"
+            )
+        # dropout draws from the generator of whichever device a layer is on
+        everywhere = [*devices, *(p.device for p in model.parameters())]
+        self._devices = list(dict.fromkeys(everywhere))
         self.optimizer = optimizer
         self.memory_optimizer = optimizer
         if config.memory_optimizer == "separate":
             self.memory_optimizer = _twin(optimizer)
         self.saved_moments: dict[str, Any] | None = None
-        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        modules = list(model.modules())
         norms = nn.modules.batchnorm._NormBase
         self._running = [m for m in modules if isinstance(m, norms) and m.track_running_stats]
         self._modules = modules
@@ -148,6 +155,22 @@ class Rehearsal:
             "randomness": {name: r.state_dict() for name, r in self.randomness.items()},
             "saved_moments": _packed(self.saved_moments) if self.saved_moments else None,
         }
+
+    def check_state(self, saved: dict[str, Any] | None, separate: dict[str, Any] | None) -> None:
+        """``ValueError`` unless ``load_state_dict`` and ``load_optimizer_state`` can take these."""
+        for part, names in _PARTS.items():
+            held = saved if part == "rehearsal" else (saved or {}).get(part)
+            if saved is not None and not (isinstance(held, dict) and names <= held.keys()):
+                raise ValueError(f"the state's {part!r} lacks one of {', '.join(sorted(names))}")
+        if separate is None:
+            return
+        theirs = [len(group["params"]) for group in separate["param_groups"]]
+        mine = [len(group["params"]) for group in self.optimizer.param_groups]
+        if theirs != mine:
+            raise ValueError(
+                f"the state's memory optimizer has groups of {theirs} parameters, the optimizer "
+                f"here {mine}; build it over the same groups"
+            )
 
     def load_state_dict(self, saved: dict[str, Any], memory: RehearsalMemory, task: int) -> None:
         """Go on with task number ``task`` where ``state_dict`` left off."""
@@ -178,8 +201,12 @@ class Rehearsal:
     @contextmanager
     def memory_phase(self) -> Iterator[None]:
         """Around the memory steps: the loop's gradients are put aside, ``snapshot`` moments too."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # also what another optimiser trains: a backward pass reaches it too
+        parameters = list(dict.fromkeys([*stepped, *self._model.parameters()]))
         gradients = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
         self.save_moments()
         try:
             yield
@@ -226,6 +253,8 @@ class Rehearsal:
     def _follow_training(self) -> None:
         """The separate optimiser takes over learning rates and parameters that were replaced."""
         memory = self.memory_optimizer
+        for added in self.optimizer.param_groups[len(memory.param_groups) :]:
+            memory.add_param_group({**added, "params": list(added["params"])})
         for mine, theirs in zip(memory.param_groups, self.optimizer.param_groups, strict=True):
             mine["lr"] = theirs["lr"]
             for index, (old, new) in enumerate(zip(mine["params"], theirs["params"], strict=True)):
@@ -254,6 +283,13 @@ class Rehearsal:
         finally:
             for module in training:
                 module.training = True
+
+
+_PARTS = {
+    "rehearsal": {"memory", "streams", "randomness", "saved_moments"},
+    "streams": {"probe", "memory"},
+    "randomness": {"probe", "memory"},
+}
 
 
 def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -285,6 +321,8 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: _to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_to_device(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(_to_device(value, device) for value in batch)
     return batch

@@ -6,16 +6,17 @@ scalars and flat tensors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 import torch
 
 from aimmerge_fast import kernels
+from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.controller import Controller
 from aimmerge_fast.memory import RehearsalMemory
-
-if TYPE_CHECKING:
-    from aimmerge_fast.merger import FastAIMMerger
+from aimmerge_fast.rehearsal import Rehearsal
 
 VERSION = 1
 _HOST_FIELDS = ("S", "t", "steps", "known_t", "known_F", "memory_steps")
@@ -25,88 +26,120 @@ _CONTROLLER_FIELDS = (
 )
 
 
-def save(merger: FastAIMMerger) -> dict[str, Any]:
-    """The merger's state; blocks until the device has posted all it was asked for."""
-    controller, binding = merger.controller, merger.binding
+@dataclasses.dataclass
+class Position:
+    """Where a merger is in its stream of tasks.
+
+    Attributes:
+        tasks_begun, tasks_done: tasks entered, and left without an exception.
+        in_task: inside ``task()``.
+        monitors: this task has a memory, so probes and merges happen.
+        probe_pending: ``probe="before"``: a probe was launched for the coming update.
+        steps_made: memory steps made of a merge that ``step()`` drives; None outside one.
+    """
+
+    tasks_begun: int = 0
+    tasks_done: int = 0
+    in_task: bool = False
+    monitors: bool = False
+    probe_pending: bool = False
+    steps_made: int | None = None
+
+
+def save(
+    config: AIMConfig,
+    position: Position,
+    binding: Binding,
+    controller: Controller,
+    rehearsal: Rehearsal | None,
+) -> dict[str, Any]:
+    """The state of a merger; blocks until the device has posted all it was asked for."""
     controller.finish_records()
     controller.drain()
-    saved: dict[str, Any] = {
+    rehearses = position.in_task and position.monitors and rehearsal is not None
+    return {
         "version": VERSION,
-        "config": merger.config.to_dict(),
+        "config": config.to_dict(),
         "parameters": binding.parameters.signature(),
-        "tasks_begun": merger.tasks_begun,
-        "in_task": merger.in_task,
-        "monitors": merger.monitors,
-        "probe_pending": merger.probe_pending,
+        **dataclasses.asdict(position),
         "controller": {name: getattr(controller, name) for name in _CONTROLLER_FIELDS},
         "host": {name: getattr(controller.host, name) for name in _HOST_FIELDS},
         "records_read": controller.mailbox.read,
         "states": [state.clone() for state in binding.states],
         "anchors": [anchor.clone() for anchor in binding.anchors],
         "mids": [mid.clone() for mid in binding.mids],
-        "rehearsal": None,
-        "memory_optimizer": merger.rehearsal.optimizer_state() if merger.rehearsal else None,
+        "rehearsal": rehearsal.state_dict() if rehearsal is not None and rehearses else None,
+        "memory_optimizer": rehearsal.optimizer_state() if rehearsal is not None else None,
     }
-    if merger.in_task and merger.monitors and merger.rehearsal is not None:
-        saved["rehearsal"] = merger.rehearsal.state_dict()
-    return saved
 
 
-def load(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
-    """Check ``saved`` against the merger, then put it back; see ``FastAIMMerger``."""
-    _check(merger, saved)
-    controller, binding = merger.controller, merger.binding
+def load(
+    saved: dict[str, Any],
+    config: AIMConfig,
+    position: Position,
+    binding: Binding,
+    controller: Controller,
+    rehearsal: Rehearsal | None,
+) -> dict[str, Any] | None:
+    """Check ``saved``, then put it back; returns it when a task is to be entered, else None."""
+    _check(saved, config, binding, controller, rehearsal)
     binding.heal()
-    for name in ("states", "anchors", "mids"):
+    for target, source in zip(binding.states, saved["states"], strict=True):
+        kernels.load_state(target, source)
+    for name in ("anchors", "mids"):
         for target, source in zip(getattr(binding, name), saved[name], strict=True):
-            if name == "states":
-                kernels.load_state(target, source)
-            else:
-                target.copy_(source)
+            target.copy_(source)
     for name in _CONTROLLER_FIELDS:
         setattr(controller, name, saved["controller"][name])
     for name in _HOST_FIELDS:
         setattr(controller.host, name, saved["host"][name])
     controller.mailbox.read = saved["records_read"]
-    if merger.rehearsal is not None and saved["memory_optimizer"] is not None:
-        merger.rehearsal.load_optimizer_state(saved["memory_optimizer"])
-    merger.tasks_begun = saved["tasks_begun"]
-    merger.monitors = saved["monitors"]
-    merger.probe_pending = saved["probe_pending"]
-    merger.resumed = saved if saved["in_task"] else None
+    if rehearsal is not None and saved["memory_optimizer"] is not None:
+        rehearsal.load_optimizer_state(saved["memory_optimizer"])
+    for field in dataclasses.fields(position):
+        setattr(position, field.name, saved[field.name])
+    position.in_task = False
+    return saved if saved["in_task"] else None
 
 
-def resume(merger: FastAIMMerger, name: str, memory: RehearsalMemory | None) -> None:
-    """Enter the task that the loaded state was saved in."""
-    saved = merger.resumed
-    assert saved is not None
+def enter(
+    saved: dict[str, Any],
+    name: str,
+    memory: RehearsalMemory | None,
+    rehearsal: Rehearsal | None,
+) -> None:
+    """Go on with the task that ``saved`` was saved in; an error changes nothing."""
     task = saved["controller"]["task"]
     if name != task:
         raise RuntimeError(
             f"the restored state was saved inside task {task!r}, not {name!r}; enter that task "
             "first, or build a new merger"
         )
-    if saved["rehearsal"] is None and memory is not None and len(memory):
-        raise ValueError(f"task {task!r} was saved without rehearsal; pass memory=None")
-    if saved["rehearsal"] is not None:
-        if memory is None or merger.rehearsal is None:
-            raise ValueError(f"task {task!r} was saved with a memory; pass the same memory")
-        fingerprint = saved["rehearsal"]["memory"]
-        if memory.fingerprint() != fingerprint:
-            raise ValueError(
-                f"the memory differs from the one that task {task!r} was saved with; add the same "
-                "records in the same order with the same ratio and seed"
-            )
-        merger.rehearsal.load_state_dict(saved["rehearsal"], memory, merger.tasks_begun - 1)
-    merger.resumed = None
+    if saved["rehearsal"] is None:
+        if memory is not None and len(memory):
+            raise ValueError(f"task {task!r} was saved without rehearsal; pass memory=None")
+        return
+    if memory is None or rehearsal is None:
+        raise ValueError(f"task {task!r} was saved with a memory; pass the same memory")
+    if memory.fingerprint() != saved["rehearsal"]["memory"]:
+        raise ValueError(
+            f"the memory differs from the one that task {task!r} was saved with; add the same "
+            "records in the same order with the same ratio and seed"
+        )
+    rehearsal.load_state_dict(saved["rehearsal"], memory, saved["tasks_begun"] - 1)
 
 
-def _check(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
+def _check(
+    saved: dict[str, Any],
+    config: AIMConfig,
+    binding: Binding,
+    controller: Controller,
+    rehearsal: Rehearsal | None,
+) -> None:
     version = saved.get("version") if isinstance(saved, dict) else None
     if version != VERSION:
         raise ValueError(f"state of version {version!r}; this package reads version {VERSION}")
     _check_types("the state", saved, _TYPES)
-    controller = merger.controller
     for part, owner, names in (
         ("controller", controller, _CONTROLLER_FIELDS),
         ("host", controller.host, _HOST_FIELDS),
@@ -115,16 +148,18 @@ def _check(merger: FastAIMMerger, saved: dict[str, Any]) -> None:
         for name in _MESSAGES & types.keys():
             types[name] = (str, type(None))
         _check_types(f"the state's {part!r}", saved[part], types)
-    _check_config(merger.config, saved["config"])
-    _check_parameters(merger.binding.parameters.signature(), saved["parameters"])
+    _check_config(config, saved["config"])
+    _check_parameters(binding.parameters.signature(), saved["parameters"])
     for name in ("states", "anchors", "mids"):
-        mine, theirs = getattr(merger.binding, name), saved[name]
+        mine, theirs = getattr(binding, name), saved[name]
         if not all(isinstance(t, torch.Tensor) and t.dtype == torch.uint8 for t in theirs):
             raise ValueError(f"the state's {name} are not all tensors of bytes")
         sizes = [t.numel() for t in mine], [t.numel() for t in theirs]
         if sizes[0] != sizes[1]:
             raise ValueError(f"the state's {name} have {sizes[1]} bytes, this model's {sizes[0]}")
-    if (saved["rehearsal"] or saved["memory_optimizer"]) and merger.rehearsal is None:
+    if rehearsal is not None:
+        rehearsal.check_state(saved["rehearsal"], saved["memory_optimizer"])
+    elif saved["rehearsal"] or saved["memory_optimizer"]:
         raise ValueError("the state holds rehearsal; give optimizer= and collate= to the merger")
 
 
@@ -133,7 +168,8 @@ _TYPES: _Types = {
     **dict.fromkeys(("config", "controller", "host"), (dict,)),
     **dict.fromkeys(("parameters", "states", "anchors", "mids"), (list,)),
     **dict.fromkeys(("in_task", "monitors", "probe_pending"), (bool,)),
-    **dict.fromkeys(("tasks_begun", "records_read"), (int,)),
+    **dict.fromkeys(("tasks_begun", "tasks_done", "records_read"), (int,)),
+    "steps_made": (int, type(None)),
     **dict.fromkeys(("rehearsal", "memory_optimizer"), (dict, type(None))),
 }
 _MESSAGES = {"rejected", "bad_probes"}

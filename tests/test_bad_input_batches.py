@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from aimmerge_fast import AIMConfig, FastAIMMerger, kernels
+from aimmerge_fast.events import Reject
 from tests.backends import USABLE
 from tests.loops import Loop, bits, collate, loss_fn, memory, net
 from tests.refusals import refused
@@ -34,7 +35,7 @@ WRONG_LOSSES: dict[str, tuple[Any, str]] = {
     "a float": (lambda model, batch: 1.0, "loss_fn must return a scalar tensor .*, got float"),
     "nothing": (lambda model, batch: None, "loss_fn must return a scalar tensor .*, got NoneType"),
     "an integer": (
-        lambda model, batch: torch.tensor(3), r"floating-point scalar, got a torch\.int64 tensor",
+        lambda model, batch: torch.tensor(3), r"fp32, fp64, bf16 or fp16, got a torch\.int64 tensor",
     ),
 }  # fmt: skip
 
@@ -75,8 +76,9 @@ class Broken(Exception):
     pass
 
 
+@pytest.mark.parametrize("probe", ["before", "after"])
 @pytest.mark.parametrize("where", ["probe", "memory step"])
-def test_a_collate_that_fails_in_the_middle(where: str) -> None:
+def test_a_loss_that_fails_in_the_middle(where: str, probe: str) -> None:
     """The caller's own error comes through; gradients, moments and generators are put back."""
     broken = [False]
 
@@ -87,8 +89,9 @@ def test_a_collate_that_fails_in_the_middle(where: str) -> None:
         return loss_fn(model, batch)
 
     loop = Loop(
-        schedule="fixed", s_init=3, memory_optimizer="snapshot", keywords={"loss_fn": fails}
-    )
+        schedule="fixed", s_init=3, memory_optimizer="snapshot", probe=probe,
+        keywords={"loss_fn": fails},
+    )  # fmt: skip
     with loop.merger.task("task", loop.memory):
         loop.train(2)
         loop.update()
@@ -102,11 +105,15 @@ def test_a_collate_that_fails_in_the_middle(where: str) -> None:
         assert loop.optimizer.state_dict()["state"][0]["step"] == 3
         assert torch.equal(torch.get_rng_state(), generator)
         assert all(module.training for module in loop.model.modules())
-        if where == "memory step":
-            assert loop.bits() == theta_j
-            loop.merger.rollback()
         broken[0] = False
-    loop.run(4, task="next")
+        merges = [False, False, True]
+        if where == "memory step":
+            assert loop.bits() == theta_j  # the merge ended without its memory steps
+            assert loop.of_type(Reject)[-1].half == "memory"
+        elif probe == "after":  # step 3 was not counted: its probe failed
+            merges = [True, False, False]
+        assert loop.train(3) == merges  # the same task goes on
+    assert loop.run(4, task="next") == [False, False, True, False]
 
 
 def test_a_task_must_start_from_finite_weights() -> None:
@@ -117,7 +124,7 @@ def test_a_task_must_start_from_finite_weights() -> None:
         message = r"parameter '3\.bias' holds non-finite entries"
         with refused(loop, ValueError, message), loop.merger.task("task", given):
             pass
-    assert loop.merger.tasks_begun == 0
+    assert loop.merger.position.tasks_begun == 0
 
 
 def test_the_largest_seed_works() -> None:

@@ -25,7 +25,7 @@ PAPER_ONLY = (
     *("window", "gamma_plus_small", "gamma_minus_small", "gamma_plus_large", "gamma_minus_large"),
     *("p_new_cold", "alpha_floor", "use_learning_signal", "use_forgetting_signal"),
 )
-RELEASED_ONLY = ("outer_init", "cold_start", "s_weight", "adaptive")
+RELEASED_ONLY = ("accumulation", "outer_init", "cold_start", "s_weight", "adaptive")
 
 #: field -> lowest and highest allowed integer
 INTEGERS: dict[str, tuple[int, int]] = {
@@ -138,6 +138,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
         "leave nothing to adapt to; use schedule='fixed'",
     ),
     ({"use_learning_signal": False, "schedule": "fixed"}, "need schedule 'adaptive', got 'fixed'"),
+    ({"alpha_floor": 0.1, "schedule": "fixed"}, "only schedule 'adaptive' without ablations"),
+    ({"alpha_floor": 0.1, "use_learning_signal": False}, "alpha_floor=0.1 clamps Eq. 8"),
+    ({"alpha_new": 0.5, "schedule": "monitor"}, "alpha_new=0.5 contradicts schedule 'monitor'"),
     ({"alpha_floor": 0.1, "alpha_new": 0.5}, "alpha_floor=0.1 has no effect beside alpha_new=0.5"),
 ]
 
@@ -215,6 +218,8 @@ def configs(draw: st.DrawFn) -> AIMConfig:
         fields["s_hi"] = draw(st.integers(s_min, 600))
     if schedule == "at":
         fields["merge_at"] = tuple(sorted(draw(st.sets(st.integers(1, 900), min_size=1))))[:64]
+    if schedule == "monitor":
+        fields["alpha_new"] = None
     return AIMConfig(
         policy=policy, schedule=schedule, s_min=s_min, s_init=s_init, s_max=s_max, **fields
     )

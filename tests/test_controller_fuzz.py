@@ -50,7 +50,7 @@ def random_config(draw: random.Random) -> AIMConfig:
     if schedule == "at":
         steps = draw.sample(range(1, 2 * STEPS), draw.choice([1, 10, MAX_MERGE_AT]))
         fields["merge_at"] = tuple(sorted(steps))
-    if draw.random() < 0.2:
+    if schedule != "monitor" and draw.random() < 0.2:
         fields["alpha_new"] = draw.choice([0.0, 1.0, draw.random()])
     if policy == "released":
         fields |= {"cold_start": draw.choice([0, 1, 3]), "s_weight": draw.choice([1, 9, 70])}
@@ -60,10 +60,10 @@ def random_config(draw: random.Random) -> AIMConfig:
         fields[f"gamma_{name}"] = draw.choice([1.0, 1.5, 2.0, 1.0 + draw.random(), 1e308])
     fields |= {"window": draw.choice([1, 2, 3, MAX_WINDOW, draw.randint(1, MAX_WINDOW)])}
     fields |= {"p_new_cold": draw.choice([0.0, 1.0, draw.random()])}
-    if "alpha_new" not in fields:
-        fields["alpha_floor"] = draw.choice([0.0, 0.0, 5e-324, 0.5, draw.random() / 2])
     if schedule == "adaptive" and draw.random() < 0.3:
         fields[draw.choice(["use_learning_signal", "use_forgetting_signal"])] = False
+    elif schedule == "adaptive" and "alpha_new" not in fields:
+        fields["alpha_floor"] = draw.choice([0.0, 0.0, 5e-324, 0.5, draw.random() / 2])
     return AIMConfig(**fields)
 
 

@@ -39,16 +39,16 @@ def random_config(draw: random.Random, policy: str) -> AIMConfig:
         fields["s_hi"] = draw.randint(s_min, 30)
     if schedule == "at":
         fields["merge_at"] = tuple(sorted(draw.sample(range(1, STEPS), draw.randint(1, 10))))
-    if draw.random() < 0.2:
+    if draw.random() < 0.2 and schedule != "monitor":
         fields["alpha_new"] = draw.random()
-    elif policy == "paper" and draw.random() < 0.2:
+    elif policy == "paper" and schedule == "adaptive" and draw.random() < 0.2:
         fields["alpha_floor"] = draw.random() / 2
     if policy == "released":
         fields |= {"cold_start": draw.randint(0, 4), "s_weight": draw.choice([4, 70])}
         fields |= {"adaptive": draw.random() < 0.8, "outer_init": draw.randint(1, 20)}
     else:
         fields |= {"window": draw.choice([1, 2, 3, 8, 32]), "p_new_cold": draw.choice([0.0, 1.0])}
-        if schedule == "adaptive" and draw.random() < 0.3:
+        if schedule == "adaptive" and "alpha_floor" not in fields and draw.random() < 0.3:
             fields[draw.choice(["use_learning_signal", "use_forgetting_signal"])] = False
     return AIMConfig(**fields)
 

@@ -41,7 +41,7 @@ def assert_parity(play: Play, backend: str) -> Table:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-@examples(4000)
+@examples(3000)
 @given(
     table=specs(),
     kind=st.sampled_from(KINDS),

@@ -69,7 +69,7 @@ def test_eager_names_the_codes_in_the_same_order() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        AIMConfig(window=32, alpha_floor=0.25, use_learning_signal=False, seed=(1 << 63) - 1),
+        AIMConfig(window=32, alpha_floor=0.25, seed=(1 << 63) - 1),
         AIMConfig(policy="released", adaptive=False, outer_init=7, cold_start=9, s_weight=11),
         AIMConfig(schedule="at", merge_at=tuple(range(1, 2 * MAX_MERGE_AT, 2)), alpha_new=0.125),
         AIMConfig(schedule="random", s_hi=1 << 24, s_max=1 << 24),

@@ -236,7 +236,7 @@ def test_a_merge_asked_for_between_steps() -> None:
 
 def test_monitor_measures_and_never_merges() -> None:
     loop = Loop(schedule="monitor")
-    loop.run(35)
+    assert loop.run(35) == [False] * 35
     measures = loop.of_type(Measure)
     assert [(e.step, e.t) for e in measures] == [(10, 10), (20, 10), (30, 10)]
     assert all(e.learning_signal == e.l1 / 10 > 0 for e in measures)

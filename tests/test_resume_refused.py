@@ -85,7 +85,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "a setting less": (without("config", "window"), "saved with window=None, .* has window=3"),
     "another policy": (
         lambda: Loop(policy="released", **FIELDS).merger.state_dict(),
-        "saved with adaptive=True, this merger has adaptive=None",
+        "saved with accumulation=1, this merger has accumulation=None",
     ),
     "another shape": (
         of_other_model(wider),
@@ -122,7 +122,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "part of a host": (without("host", "known_F"), "'host' lacks 'known_F'"),
 }
 KEYS = (
-    *("config", "parameters", "tasks_begun", "in_task", "monitors", "probe_pending", "controller"),
+    *("config", "parameters", "tasks_begun", "tasks_done", "in_task", "monitors", "probe_pending"),
+    *("steps_made", "controller"),
     *("host", "records_read", "states", "anchors", "mids", "rehearsal", "memory_optimizer"),
 )
 REFUSED |= {f"no {key}": (without(key), f"lacks '{key}'") for key in KEYS}
@@ -209,6 +210,6 @@ def test_resuming_another_task_is_refused() -> None:
     refused = pytest.raises(RuntimeError, match="saved inside task 'one', not 'two'; enter that")
     with refused, loop.merger.task("two", loop.memory):
         raise AssertionError("the task was entered")
-    assert not loop.merger.in_task
+    assert not loop.merger.position.in_task
     loop.run(3, task="one")
     assert loop.merger.events[-1].step == 10

@@ -27,6 +27,7 @@ import torch
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.kernels import layout
 from aimmerge_fast.kernels.arena import (
+    LOSS_DTYPES,
     arena_layout,
     arena_views,
     check_live,
@@ -45,6 +46,7 @@ __all__ = [
     "Choice",
     "Engine",
     "Group",
+    "abandon_merge",
     "advance_",
     "arena_layout",
     "arena_views",
@@ -90,6 +92,11 @@ def load_state(state: torch.Tensor, saved: torch.Tensor) -> None:
     address = read_state(state)["state"]["ring"].item()
     state.copy_(saved)
     read_state(state)["state"]["ring"] = address
+
+
+def abandon_merge(state: torch.Tensor) -> None:
+    """Make ``close_`` of the open merge store theta_j, whatever the controller weighed."""
+    layout.abandon_merge(read_state(state))
 
 
 def restart_interval(state: torch.Tensor, *, steps: int, t: int, F: int) -> None:
@@ -138,7 +145,7 @@ def open_(
     Raises: ValueError naming the tensor for an unsupported dtype, shape, stride or device.
     """
     check_call(live, anchor, mid, state)
-    load(choose(backend, state.device).name).open_(live, anchor, mid, state)
+    load(choose(backend, anchor.device).name).open_(live, anchor, mid, state)
 
 
 def close_(
@@ -160,7 +167,7 @@ def close_(
     Raises: ValueError as ``open_``.
     """
     check_call(live, anchor, mid, state)
-    load(choose(backend, state.device).name).close_(live, anchor, mid, state)
+    load(choose(backend, anchor.device).name).close_(live, anchor, mid, state)
 
 
 def advance_(partials: torch.Tensor, state: torch.Tensor, *, backend: str = "auto") -> None:
@@ -194,16 +201,16 @@ def repair_(
     Args and Raises: as ``open_``.
     """
     check_call(live, anchor, mid, state)
-    load(choose(backend, state.device).name).repair_(live, anchor, mid, state)
+    load(choose(backend, anchor.device).name).repair_(live, anchor, mid, state)
 
 
 def check_loss(loss: torch.Tensor, device: torch.device | None = None) -> None:
     """``ValueError`` unless ``loss`` is one floating-point number (on ``device`` if given)."""
     if not isinstance(loss, torch.Tensor):
         raise ValueError(f"the history loss must be a scalar tensor, got {type(loss).__name__}")
-    if loss.numel() != 1 or not loss.is_floating_point():
+    if loss.numel() != 1 or loss.dtype not in LOSS_DTYPES:
         raise ValueError(
-            "the history loss must be a floating-point scalar, got "
+            "the history loss must be a scalar of fp32, fp64, bf16 or fp16, got "
             f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
         )
     if device is not None and loss.device != device:
@@ -216,10 +223,12 @@ def check_call(
     """``ValueError`` naming the argument that lies on another device or has another size."""
     device = check_live(live)
     needed = arena_layout(live).nbytes
-    for name, buffer in (("anchor", anchor), ("mid", mid), ("state", state)):
+    for name, buffer in (("anchor", anchor), ("mid", mid)):
         if live and buffer.device != device:
             raise ValueError(f"{name} is on {buffer.device} and live on {device}; use one device")
-        if name != "state" and buffer.numel() < needed:
+        if buffer.numel() < needed:
             raise ValueError(f"{name} has {buffer.numel()} bytes, these tensors need {needed}")
+    if state.device.type != "cpu":
+        raise ValueError(f"state is on {state.device}; new_state() makes it on the CPU")
     if state.numel() != layout.STATE_BYTES:
         raise ValueError(f"state has {state.numel()} bytes, expected {layout.STATE_BYTES}")

@@ -13,6 +13,8 @@ import torch
 
 #: Storage dtypes and their number in the tile table (csrc/core/tiles.h).
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+#: The same for a history loss, which may be fp64 too.
+LOSS_DTYPES = {**DTYPES, torch.float64: 3}
 _ALIGNMENT = 64  # entries
 
 

@@ -269,8 +269,8 @@ def record_merge(c: Any, s: Any, l1: float, kind: int) -> None:
     s["alpha1"], s["alpha2"] = weigh(c, s)
     s["S"] = next_interval(c, s, previous)
     if c["policy"] == RELEASED:
-        scaled = int(s["S"]) * int(c["outer_init"]) // int(c["s_init"])
-        s["memory_steps"] = min(max(1, scaled), INT32_MAX)
+        ratio = int(c["outer_init"]) / int(c["s_init"])
+        s["memory_steps"] = truncate_within(int(s["S"]) * ratio, 1, INT32_MAX)
 
 
 def open_merge(block: Block, ring: Any, l1: float, bad: int) -> None:

@@ -32,7 +32,8 @@ class Group:
 
     def observe_(self, loss: torch.Tensor) -> None:
         for engine, state in zip(self._engines, self._states, strict=True):
-            engine.observe_(loss.to(state.device, non_blocking=True))
+            # a copy to the CPU must have arrived when the host reads it
+            engine.observe_(loss.to(state.device, non_blocking=state.device.type != "cpu"))
 
     def open_(self) -> None:
         for engine in self._engines:

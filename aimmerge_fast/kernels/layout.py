@@ -133,6 +133,11 @@ def begin_task(target: Block, task: int, first_interval: int) -> None:
     state["change_factor"] = math.nan
 
 
+def abandon_merge(target: Block) -> None:
+    """Make the open merge keep theta_j: alpha = (1, 0), in place."""
+    target["state"]["alpha1"], target["state"]["alpha2"] = 1.0, 0.0
+
+
 def restart_interval(target: Block, *, steps: int, t: int, F: int) -> None:
     """Begin the interval anew in place, with ``steps`` of the task done, of them t in it."""
     state = target["state"]

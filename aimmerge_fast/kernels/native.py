@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from aimmerge_fast import _native  # after torch: both must share torch's OpenMP runtime
-from aimmerge_fast.kernels.arena import DTYPES, arena_layout, check_apart, check_live
+from aimmerge_fast.kernels.arena import DTYPES, LOSS_DTYPES, arena_layout, check_apart, check_live
 
 Tensor = torch.Tensor
-_LOSS_DTYPES = {**DTYPES, torch.float64: 3}
 _CACHED_ENGINES = 16
 
 
@@ -50,7 +49,7 @@ class Engine:
         )
 
     def observe_(self, loss: Tensor) -> None:
-        self._native.observe(loss.data_ptr(), _LOSS_DTYPES[loss.dtype])
+        self._native.observe(loss.data_ptr(), LOSS_DTYPES[loss.dtype])
 
     def advance_(self, partials: Tensor) -> None:
         rows = partials.contiguous()

@@ -373,8 +373,8 @@ AIM_FN void record_merge(const Config& c, State& s, double l1, int32_t kind) {
   weigh(c, s);
   s.S = next_interval(c, s, previous);
   if (c.policy == kReleased) {
-    const int64_t scaled = static_cast<int64_t>(s.S) * c.outer_init / c.s_init;
-    s.memory_steps = scaled < 1 ? 1 : saturate(scaled);
+    const double ratio = static_cast<double>(c.outer_init) / c.s_init;
+    s.memory_steps = truncate_within(s.S * ratio, 1, 0x7fffffff);
   }
 }
 
