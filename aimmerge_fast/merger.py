@@ -356,7 +356,7 @@ class FastAIMMerger:
         position = self.position
         made = position.steps_made or 0
         try:
-            if made < memory_steps:
+            if memory_steps:  # also when all were made: the phase puts moments back
                 rehearsal = self._rehearsal()
                 with rehearsal.memory_phase():
                     for position.steps_made in range(made + 1, memory_steps + 1):

@@ -35,7 +35,7 @@ WRONG_LOSSES: dict[str, tuple[Any, str]] = {
     "a float": (lambda model, batch: 1.0, "loss_fn must return a scalar tensor .*, got float"),
     "nothing": (lambda model, batch: None, "loss_fn must return a scalar tensor .*, got NoneType"),
     "an integer": (
-        lambda model, batch: torch.tensor(3), r"fp32, fp64, bf16 or fp16, got a torch\.int64 tensor",
+        lambda model, batch: torch.tensor(3), r"fp64, bf16 or fp16, got a torch\.int64 tensor",
     ),
 }  # fmt: skip
 

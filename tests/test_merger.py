@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aimmerge_fast import FastAIMMerger, RehearsalMemory
+from aimmerge_fast import FastAIMMerger
 from aimmerge_fast.events import (
     Close,
     Event,
@@ -33,20 +33,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "at": {"merge_at": (3, 10, 11)},
     "single": {},
 }
-
-
-@pytest.mark.parametrize("with_memory", ["none", "empty"])
-def test_the_first_task_is_plain_training(with_memory: str) -> None:
-    plain = Loop(merge=False)
-    plain.train(12, step=False)
-    loop = Loop(s_init=2, merge_at_task_end=True)
-    first = RehearsalMemory() if with_memory == "empty" else None
-    with loop.merger.task("first", memory=first) as merger:
-        assert merger is loop.merger
-        assert loop.train(12) == [False] * 12
-    assert loop.bits() == plain.bits()
-    assert [type(event) for event in loop.merger.events] == [TaskBegin, TaskEnd]
-    assert loop.merger.events[-1] == TaskEnd("first", 12)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -187,37 +173,6 @@ def test_events_and_their_file_agree(backend: str, tmp_path: Any) -> None:
     probes = loop.of_type(Probe)
     assert [event.step for event in probes] == list(range(1, 21))
     assert len({event.loss for event in probes}) == 20
-
-
-@pytest.mark.parametrize("probe", ["before", "after"])
-def test_the_end_of_a_task_merges_what_is_unfinished(probe: str) -> None:
-    for wanted in (False, True):
-        loop = Loop(schedule="fixed", s_init=4, probe=probe, merge_at_task_end=wanted)
-        loop.run(10)
-        opens = [(event.step, event.t, event.kind) for event in loop.of_type(Open)]
-        final = [(10, 2, "merge_final")] if wanted else []
-        assert opens == [(4, 4, "merge_due"), (8, 4, "merge_due"), *final]
-        assert len(loop.of_type(Probe)) == 10
-        loop = Loop(schedule="fixed", s_init=5, probe=probe, merge_at_task_end=wanted)
-        loop.run(10)
-        assert [event.step for event in loop.of_type(Open)] == [5, 10]
-
-
-def test_tasks_are_apart() -> None:
-    """Counts, threshold and interval are per task; streams of memory and dropout are new ones."""
-    loop = Loop(s_init=2, s_max=8)
-    loop.run(11, task="one")
-    loop.run(11, task="two")
-    for name in ("one", "two"):
-        first = next(e for e in loop.of_type(Probe) if e.task == name)
-        assert (first.step, first.t, first.S, first.F) == (1, 1, 2, 0)
-        assert next(e for e in loop.of_type(Open) if e.task == name).merge == 1
-    again = Loop(s_init=2, s_max=8)
-    again.run(11, task="one")
-    again.model.load_state_dict(net().state_dict())
-    again.run(1, task="two")
-    losses = [e.loss for e in again.of_type(Probe) if e.step == 1]
-    assert losses[0] != losses[1]  # the same weights, another draw
 
 
 def test_a_merge_asked_for_between_steps() -> None:

@@ -45,9 +45,10 @@ def test_a_merge_is_equation_7(policy: str) -> None:
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    released = {"outer_init": 2, "accumulation": 4} if policy == "released" else {}
     config = AIMConfig(
         policy=policy, schedule="at", merge_at=(4,), alpha_new=0.3, memory_batch=5,
-        max_grad_norm=0.05, **({"outer_init": 2, "accumulation": 4} if policy == "released" else {}),
+        max_grad_norm=0.05, **released,
     )  # fmt: skip
     merger = ReferenceAIMMerger(
         model, config, optimizer=optimizer, collate=torch.stack, loss_fn=loss_fn

@@ -77,7 +77,7 @@ def test_stagnation_is_named() -> None:
     [
         (merges(3, alpha_new=0.0, alpha_past=1.0), {}),  # not enough merges
         (merges(8), {}),  # one half each
-        (merges(8, alpha_new=1.0, alpha_past=0.0), {}),
+        (merges(7, alpha_new=1.0, alpha_past=0.0) + merges(1), {}),
         (merges(8, alpha_new=0.2, alpha_past=0.8), {"alpha_new": 0.2}),  # asked for
         (merges(8, alpha_new=0.0, alpha_past=1.0), {"schedule": "fixed", "alpha_new": 0.0}),
     ],
@@ -91,3 +91,15 @@ def test_merges_that_were_rejected_diagnose_nothing() -> None:
     rejected = [Reject("a", 32, 4, "close", 1)]
     assert len(diagnoses(found)) == 1
     assert diagnoses([*found, *rejected]) == ()
+
+
+def test_merges_without_effect_are_named() -> None:
+    idle = {"alpha_new": 1.0, "alpha_past": 0.0}
+    [sentence] = diagnoses(merges(5, **idle))
+    assert sentence == (
+        "no effect: all 5 merges had alpha = (1, 0), because no history loss passed the threshold, "
+        "so the model trained as if alone; lower gamma_forget or set alpha_floor"
+    )
+    assert diagnoses(merges(3, **idle)) == ()
+    assert diagnoses([*merges(5, **idle), *merges(1)]) == ()
+    assert diagnoses(merges(5, **idle), alpha_new=1.0) == ()

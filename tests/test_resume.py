@@ -158,6 +158,38 @@ def test_resume_between_any_two_calls(policy: str, mode: str) -> None:
                 pieces.loop.merger.close_merge()
 
 
+@pytest.mark.parametrize("mode", ["shared", "separate", "snapshot"])
+@pytest.mark.parametrize("probe", ["before", "after"])
+def test_resume_inside_a_merge_that_step_drives(probe: str, mode: str) -> None:
+    """Saved after a memory step: entering the task makes the others, closes, and probes."""
+    fields: dict[str, Any] = {
+        "schedule": "fixed", "s_init": 6, "probe": probe, "memory_optimizer": mode,
+        "merge_at_task_end": True,
+    }  # fmt: skip
+    whole = Loop(**fields)
+    inside: list[Checkpoint] = []
+
+    def keep(*_: Any) -> None:
+        if whole.merger.controller.is_open:
+            inside.append(checkpoints.save(whole))
+
+    assert whole.merger.rehearsal is not None
+    whole.merger.rehearsal.memory_optimizer.register_step_post_hook(keep)
+    torch.manual_seed(7)
+    saved: list[Checkpoint] = []
+    go(whole, 0, 16, lambda _: saved.append(checkpoints.save(whole)))
+    assert len(inside) == 3 + 3 + 2  # at steps 6 and 12, and at the end of the task
+    for index, state in enumerate(inside):
+        loop = Loop(**fields)
+        checkpoints.load(loop, state | {"merger": through_json(state["merger"])})
+        with loop.merger.task("one", loop.memory):
+            for step in range(6 * (1 + index // 3) if index < 6 else 16, 16):
+                require_equal(checkpoints.save(loop), saved[step - 1])
+                loop.train(1)
+        assert loop.bits() == whole.bits()
+        assert history(loop) == history(whole)[-len(loop.merger.events) :]
+
+
 def test_a_state_in_memory_stays_as_it_was_saved() -> None:
     """Training on does not write into it, and it can be loaded more than once."""
     for mode in ("separate", "snapshot"):

@@ -75,7 +75,7 @@ def _open(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) ->
     shared = block(state)
     with torch.no_grad(), exact_denormals(_entries(live)):
         copy_into(mid, live)
-        total, bad = l1_change(live, arena_views(anchor, live)), _count_bad(live)
+        total, bad = l1_change(live, arena_views(anchor, live))
         shared["state"]["partial_l1"], shared["state"]["partial_bad"] = total, bad
         if shared["state"]["defer"]:
             return
@@ -125,14 +125,17 @@ def repair_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) 
 def _fuse_all(
     live: Sequence[Tensor], anchors: Sequence[Tensor], mids: Sequence[Tensor], shared: Block
 ) -> int:
+    """Eq. 7 into live and anchor; how many of the stored entries are not finite."""
     alpha = float(shared["state"]["alpha1"]), float(shared["state"]["alpha2"])
+    bad = 0
     with torch.no_grad(), exact_denormals(_entries(live)):
         for members in _alike(live):
             a, m, x = (torch.stack([t[i] for i in members]) for t in (anchors, mids, live))
-            fused = fuse(a, m, x, *alpha).unbind()
-            torch._foreach_copy_([live[i] for i in members], fused)
-            torch._foreach_copy_([anchors[i] for i in members], fused)
-        return _count_bad(live)
+            stored = fuse(a, m, x, *alpha)
+            bad += _count_bad(stored)
+            torch._foreach_copy_([live[i] for i in members], stored.unbind())
+            torch._foreach_copy_([anchors[i] for i in members], stored.unbind())
+    return bad
 
 
 def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float) -> Tensor:
@@ -144,21 +147,27 @@ def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float
     return (a + (weights[0] * (m - a) + weights[1] * (x - m))).to(live.dtype)
 
 
-def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> float:
-    """sum |live - anchor| in order P: an fp32 difference, then fp64 additions in fixed order."""
+def l1_change(live: Sequence[Tensor], anchor: Sequence[Tensor]) -> tuple[float, int]:
+    """sum |live - anchor| in order P, and how many entries of live are not finite.
+
+    An fp32 difference, then fp64 additions in one fixed order.
+    """
     tiles = [-(-tensor.numel() // _TILE) for tensor in live]
     if not sum(tiles):
-        return 0.0
+        return 0.0, 0
+    bad = 0
     first = [sum(tiles[:i]) for i in range(len(tiles))]
     partials = torch.empty(sum(tiles), dtype=torch.float64, device=live[0].device)
     for members in _alike(live):
-        sums = _tile_sums(*(torch.stack([t[i] for i in members]) for t in (live, anchor)))
+        x, a = (torch.stack([t[i] for i in members]) for t in (live, anchor))
+        bad += _count_bad(x)
+        sums = _tile_sums(x, a)
         places = [first[i] + k for i in members for k in range(tiles[i])]
         partials[torch.tensor(places, device=partials.device)] = sums
     lanes = torch.zeros(_LANES, dtype=torch.float64, device=live[0].device)
     for row in _padded_rows(partials[None], _LANES):
         lanes = lanes + row
-    return float(_halve(lanes, 8).item())
+    return float(_halve(lanes, 8).item()), bad
 
 
 def _alike(live: Sequence[Tensor]) -> list[list[int]]:
@@ -198,9 +207,8 @@ def _entries(live: Sequence[Tensor]) -> int:
     return sum(tensor.numel() for tensor in live if tensor.device.type == "cpu")
 
 
-def _count_bad(live: Sequence[Tensor]) -> int:
-    flat = {tensor.dtype: [t for t in live if t.dtype == tensor.dtype] for tensor in live}
-    return sum(int((~torch.isfinite(torch.cat(same))).sum().item()) for same in flat.values())
+def _count_bad(values: Tensor) -> int:
+    return int((~torch.isfinite(values)).sum().item())
 
 
 class Engine:

@@ -18,7 +18,7 @@ def diagnose(merges: Sequence[Open], config: Mapping[str, Any]) -> tuple[str, ..
     """
     if config.get("schedule", "adaptive") != "adaptive":
         return ()
-    found = (_oscillation(merges, config), _stagnation(merges, config))
+    found = (_oscillation(merges, config), _stagnation(merges, config), _idle(merges, config))
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -65,4 +65,15 @@ def _stagnation(merges: Sequence[Open], config: Mapping[str, Any]) -> str | None
     return (
         f"stagnation: alpha_past averaged {mean:.2f} over the last {len(recent)} merges{dropped}, "
         f"so the past outweighs what the task learns; {remedies}, or raise the learning rate"
+    )
+
+
+def _idle(merges: Sequence[Open], config: Mapping[str, Any]) -> str | None:
+    """Every merge kept theta_j: F was 0 each time, so Eq. 8 gave alpha = (1, 0)."""
+    unchanged = sum((merge.alpha_new, merge.alpha_past) == (1.0, 0.0) for merge in merges)
+    if len(merges) < FEWEST or unchanged < len(merges) or config.get("alpha_new") is not None:
+        return None
+    return (
+        f"no effect: all {len(merges)} merges had alpha = (1, 0), because no history loss passed "
+        "the threshold, so the model trained as if alone; lower gamma_forget or set alpha_floor"
     )

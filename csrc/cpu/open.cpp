@@ -42,6 +42,7 @@ AIM_INLINE void halve(const double* __restrict from, double* __restrict to, int 
 
 // A full tile; mid starts at a multiple of 16 bytes. The stores go out a line of each row at a
 // time between the sums: in one burst they fill the store buffers and the core waits.
+template <bool kStreams>
 struct SnapshotTile {
   template <class Format>
   static AIM_INLINE TileChange run(const typename Format::Storage* live,
@@ -51,7 +52,8 @@ struct SnapshotTile {
     alignas(64) double s[kRow], r[kRow / 2];
     typename Format::Storage overflow = 0;
     for (int start = 0; start < kRow; start += kStep) {
-      for (int row = start; row < kTile; row += kRow) stream_line(mid + row, live + row);
+      if constexpr (kStreams)
+        for (int row = start; row < kTile; row += kRow) stream_line(mid + row, live + row);
       for (int l = start; l < start + kStep; ++l) {
         const auto a = live[l], b = live[l + kRow], c = live[l + 2 * kRow], d = live[l + 3 * kRow];
         const double d0 = change(Format::load(a), Format::load(anchor[l]));
@@ -78,17 +80,14 @@ TileChange open_tile(const Tile& tile, const std::uint8_t* anchor_arena, std::ui
   const auto* live = reinterpret_cast<const Storage*>(tile.address);
   const auto* anchor = reinterpret_cast<const Storage*>(anchor_arena + tile.offset);
   auto* mid = reinterpret_cast<Storage*>(mid_arena + tile.offset);
-  if (tile.count == kTile) return call<SnapshotTile, Format>(isa, live, anchor, mid);
+  if (tile.count == kTile) return call<SnapshotTile<true>, Format>(isa, live, anchor, mid);
   const size_t bytes = tile.count * sizeof(Storage);
   Storage padded_live[kTile] = {}, padded_anchor[kTile] = {};
-  alignas(16) Storage padded_mid[kTile];
   std::memcpy(padded_live, live, bytes);
   std::memcpy(padded_anchor, anchor, bytes);
   const Storage *l = padded_live, *a = padded_anchor;
-  Storage* m = padded_mid;
-  const TileChange sum = call<SnapshotTile, Format>(isa, l, a, m);
   std::memcpy(mid, live, bytes);
-  return sum;
+  return call<SnapshotTile<false>, Format>(isa, l, a, mid);
 }
 
 template <class Format>
