@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.reference_controller import PaperController, ReleasedController
-from aimmerge_fast.reference_schedules import Merge, ReferenceController
+from aimmerge_fast.reference.controller import PaperController, ReleasedController
+from aimmerge_fast.reference.schedules import Merge, ReferenceController
 
 #: A history loss that never activates among its like, and one that always does.
 QUIET, LOUD = 0.25, 100.0

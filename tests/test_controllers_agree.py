@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aimmerge_fast.config import SCHEDULES, AIMConfig
-from aimmerge_fast.reference_controller import reference_controller
+from aimmerge_fast.reference.controller import reference_controller
 from tests.backends import USABLE, BackendController
 
 RUNS, STEPS = 120, 100

@@ -19,7 +19,7 @@ from aimmerge_fast.events import (
     read_events,
     to_json,
 )
-from aimmerge_fast.reference_numerics import fuse, l1_order_p
+from aimmerge_fast.reference.numerics import fuse, l1_order_p
 from tests.backends import USABLE
 from tests.loops import Loop, anchor_of, bits, net
 

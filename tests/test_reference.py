@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.reference import ReferenceAIMMerger
-from aimmerge_fast.reference_numerics import dense
+from aimmerge_fast.reference.numerics import dense
 from tests.small_training import Net, StubMemory, StubStream, loss_fn, same, train
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.reference_controller import (
+from aimmerge_fast.reference.controller import (
     PaperController,
     ReleasedController,
     reference_controller,
 )
-from aimmerge_fast.reference_schedules import Merge
+from aimmerge_fast.reference.schedules import Merge
 from tests.driving import LOUD, QUIET, elapse, observe, paper, released, until_merge
 
 NAN, INF = math.nan, math.inf

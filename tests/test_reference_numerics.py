@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aimmerge_fast.reference_numerics import dense, fuse, l1_order_p
+from aimmerge_fast.reference.numerics import dense, fuse, l1_order_p
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

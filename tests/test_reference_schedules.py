@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aimmerge_fast.config import SCHEDULES, AIMConfig
-from aimmerge_fast.reference_controller import PaperController, reference_controller
-from aimmerge_fast.reference_schedules import ReferenceController
+from aimmerge_fast.reference.controller import PaperController, reference_controller
+from aimmerge_fast.reference.schedules import ReferenceController
 from tests.driving import LOUD, QUIET, elapse, observe, paper, until_merge
 
 

@@ -17,7 +17,7 @@ import pytest
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.kernels.eager_controller import is_merge, observe_step
-from aimmerge_fast.reference_controller import reference_controller
+from aimmerge_fast.reference.controller import reference_controller
 from aimmerge_fast.runahead import RunAhead, Verdict
 
 INTERVALS = (*range(1, 34), 48, 64, 65, 97, 128)

@@ -20,8 +20,8 @@ from torch import Tensor
 from aimmerge_fast import AIMConfig, FastAIMMerger
 from aimmerge_fast.controller import BadProbes, MergeRejected
 from aimmerge_fast.events import Measure, Open, Probe
-from aimmerge_fast.reference_controller import reference_controller
-from aimmerge_fast.reference_numerics import fuse, l1_order_p, non_finite
+from aimmerge_fast.reference.controller import reference_controller
+from aimmerge_fast.reference.numerics import fuse, l1_order_p, non_finite
 from tests.backends import USABLE
 from tests.checkpoints import through_json
 from tests.loops import anchor_of, bits

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.reference_controller import reference_controller
+from aimmerge_fast.reference.controller import reference_controller
 from tests.backends import USABLE, BackendController
 from tests.traces import Controller, Trace, config_of, load_traces, run_trace
 

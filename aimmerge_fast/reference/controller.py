@@ -14,7 +14,7 @@ import math
 from collections import deque
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.reference_schedules import Merge, ReferenceController
+from aimmerge_fast.reference.schedules import Merge, ReferenceController
 
 
 class PaperController(ReferenceController):

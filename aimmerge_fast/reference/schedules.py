@@ -1,6 +1,6 @@
 """What the two reference controllers share: one interval's signals, and the calendar schedules.
 
-Plain Python, one attribute per symbol of the paper. ``reference_controller`` has the two policies.
+Plain Python, one attribute per symbol of the paper. ``reference.controller`` has the two policies.
 """
 
 from __future__ import annotations

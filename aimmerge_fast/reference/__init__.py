@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.reference_controller import (
+from aimmerge_fast.reference.controller import (
     PaperController,
     ReleasedController,
     reference_controller,
 )
-from aimmerge_fast.reference_numerics import dense, fuse, l1_order_p, non_finite
-from aimmerge_fast.reference_schedules import Merge, ReferenceController
-from aimmerge_fast.reference_training import (
+from aimmerge_fast.reference.numerics import dense, fuse, l1_order_p, non_finite
+from aimmerge_fast.reference.schedules import Merge, ReferenceController
+from aimmerge_fast.reference.training import (
     Memory,
     MemoryOptimizer,
     PrivateRng,
