@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from aimmerge_fast import events, kernels, state
+from aimmerge_fast import events, state
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import BadProbes, Controller, MergeRejected
 from aimmerge_fast.events import Event, EventLog
 from aimmerge_fast.memory import RehearsalMemory
+from aimmerge_fast.protocol import MergeProtocol
 from aimmerge_fast.rehearsal import Collate, LossFn, Rehearsal, default_loss
 from aimmerge_fast.report import MergeReport, summarise
 
 log = logging.getLogger(__name__)
 
 
-class FastAIMMerger:
+class FastAIMMerger(MergeProtocol):
     """Merges a model with its recent past while it trains, at moments it chooses itself.
 
     ::
@@ -163,87 +164,6 @@ class FastAIMMerger:
         self._probe_ahead()
         return merged and self.config.schedule != "monitor"
 
-    # ---- the pieces of a step, for custom loops --------------------------------------------
-
-    def observe(self, history_loss: torch.Tensor) -> None:
-        """Give the controller one history loss, a floating-point scalar tensor; never waits."""
-        self._require_task("observe()")
-        if self.controller.is_open:
-            raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
-        if self.controller.observed > self.controller.host.steps:
-            raise RuntimeError(
-                "observe() although a history loss waits for its update (under probe='before' "
-                "step() observes ahead): call due() or step() first"
-            )
-        self._observe(history_loss)
-
-    def due(self) -> bool:
-        """Count one update and say whether to merge now (under ``monitor``: to measure)."""
-        self._require_task("due()")
-        if self.controller.is_open:
-            raise RuntimeError("due() between open_merge() and close_merge(): close it first")
-        if self.controller.observed <= self.controller.host.steps:
-            raise RuntimeError("due() without a new history loss: call observe(loss) first")
-        self.position.probe_pending = False
-        return self.controller.due()
-
-    def open_merge(self) -> int:
-        """First half of a merge: snapshot and weigh; returns the memory steps to make now.
-
-        A merge that was not due is a final one; a probe launched ahead is then made anew.
-
-        Raises: RuntimeError inside an open merge, between observe() and due(), or when nothing was
-            trained since the last merge.
-        """
-        self._require_task("open_merge()")
-        if self.controller.is_open:
-            raise RuntimeError("open_merge() twice: call close_merge() first")
-        if self.controller.host.t == 0:
-            raise RuntimeError("open_merge() right after a merge: there is no interval to merge")
-        if (
-            self.controller.observed > self.controller.host.steps
-            and not self.position.probe_pending
-        ):
-            raise RuntimeError("open_merge() between observe() and due(): call due() first")
-        self.binding.heal()
-        if self.position.probe_pending:  # the device has counted an update that is still to come
-            self.controller.restart_interval(keep_progress=True)
-        try:
-            return self.controller.open()
-        finally:
-            self._bump_versions()  # a rejected snapshot was put back
-            self._renew_probe()
-
-    def close_merge(self) -> None:
-        """Second half of a merge: live and anchor become the fused parameters.
-
-        Raises: RuntimeError when no merge is open.
-        """
-        self._require_task("close_merge()")
-        if not self.controller.is_open:
-            raise RuntimeError("close_merge() before open_merge()")
-        self.binding.heal()
-        try:
-            self.controller.close()
-        finally:
-            self._bump_versions()
-            self._renew_probe()
-
-    def rollback(self) -> None:
-        """Put the live parameters back on the anchor (the last merge or the task's start).
-
-        The interval begins anew, an open merge is abandoned. Optimiser moments stay.
-        """
-        self._require_task("rollback()")
-        self.binding.heal()
-        self.controller.restart_interval()
-        self.binding.restore_anchor()
-        self._emit(events.Rollback(self.controller.task, self.controller.host.steps))
-        if self.rehearsal:
-            self.rehearsal.restore_moments()
-        if self.position.monitors:
-            self._probe_ahead()
-
     # ---- what happened -----------------------------------------------------------------------
 
     def report(self) -> MergeReport:
@@ -309,10 +229,15 @@ class FastAIMMerger:
         state.enter(saved, name, memory, self.rehearsal)
         self.resumed = None
         self.position.in_task = True
-        if self.controller.is_open and self.position.steps_made is not None:
-            self._rehearse(self.controller.merge_steps)  # saved inside a merge of step()
-        if self.position.monitors and not (self.position.probe_pending or self.controller.is_open):
-            self._probe_ahead()  # saved between a merge and the probe after it
+        try:
+            if self.controller.is_open and self.position.steps_made is not None:
+                self._rehearse(self.controller.merge_steps)  # saved inside a merge of step()
+            ahead = self.position.probe_pending or self.controller.is_open
+            if self.position.monitors and not ahead:
+                self._probe_ahead()  # saved between a merge and the probe after it
+        except BaseException:
+            self.position.in_task = False
+            raise
 
     def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
         if memory is None:
@@ -341,67 +266,3 @@ class FastAIMMerger:
         self.controller.raise_bad_probes()
         if final and self.position.monitors and self.controller.host.t > 0:
             self._merge()
-
-    def _merge(self) -> None:
-        self.position.steps_made = 0
-        try:
-            memory_steps = self.open_merge()
-        except BaseException:
-            self.position.steps_made = None
-            raise
-        self._rehearse(memory_steps)
-
-    def _rehearse(self, memory_steps: int) -> None:
-        """The memory steps of an open merge, and its close; an exception leaves theta_j behind."""
-        position = self.position
-        made = position.steps_made or 0
-        try:
-            if memory_steps:  # also when all were made: the phase puts moments back
-                rehearsal = self._rehearsal()
-                with rehearsal.memory_phase():
-                    for position.steps_made in range(made + 1, memory_steps + 1):
-                        rehearsal.memory_step()
-        except BaseException:
-            self.controller.abandon()
-            self.binding.bump_versions()
-            raise
-        finally:
-            position.steps_made = None
-        self.close_merge()
-
-    def _bump_versions(self) -> None:
-        if self.config.schedule != "monitor":  # which leaves every bit as it was
-            self.binding.bump_versions()
-
-    def _probe_ahead(self) -> None:
-        if self.config.probe == "before":
-            self._observe(self._rehearsal().probe())
-            self.position.probe_pending = True
-
-    def _renew_probe(self) -> None:
-        """The probe ahead was forgotten for a merge that the caller asked for."""
-        if self.position.probe_pending and not self.controller.is_open:
-            self._probe_ahead()
-
-    def _observe(self, loss: torch.Tensor) -> None:
-        kernels.check_loss(loss)
-        device = self.binding.states[0].device
-        # a copy to the CPU must have arrived when the host reads it
-        moved = loss.detach().to(device, non_blocking=device.type != "cpu")
-        self.controller.observe(moved)
-
-    def _rehearsal(self) -> Rehearsal:
-        if self.rehearsal is None:
-            raise ValueError(
-                "rehearsal needs optimizer= and collate=; give both to FastAIMMerger, or use "
-                "observe(), due(), open_merge() and close_merge() in a task without memory"
-            )
-        return self.rehearsal
-
-    def _require_task(self, what: str) -> None:
-        if not self.position.in_task:
-            raise RuntimeError(f"{what} outside a task: use `with merger.task(name, memory):`")
-
-    def _emit(self, event: Event) -> None:
-        for sink in self._sinks:
-            sink(event)

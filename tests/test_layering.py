@@ -28,7 +28,7 @@ LEVELS: dict[int, tuple[str, ...]] = {
 #: Files that furnish a room of another name.
 FURNITURE = {
     **dict.fromkeys(("runahead", "mailbox"), "controller"),
-    **dict.fromkeys(("binding", "rehearsal", "state"), "merger"),
+    **dict.fromkeys(("binding", "protocol", "rehearsal", "state"), "merger"),
     "_native": "kernels",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -49,7 +49,7 @@ def room_of(module: str) -> str | None:
     first = module.split(".")[0]
     if first in ("", "__init__"):
         return None
-    room = FURNITURE.get(first) or ("reference" if first.startswith("reference_") else first)
+    room = FURNITURE.get(first, first)
     assert room in LEVEL_OF, f"{module!r} belongs to no room; give it one here"
     return room
 
@@ -103,7 +103,7 @@ def test_imports_point_down(path: Path) -> None:
         ("config.py", "from aimmerge_fast import events"),
         ("memory/records.py", "import aimmerge_fast.kernels.layout"),
         ("kernels/eager.py", "def f():\n    from aimmerge_fast.parameters import discover"),
-        ("reference_controller.py", "try:\n    from aimmerge_fast.report import x\nfinally: 0"),
+        ("reference/controller.py", "try:\n    from aimmerge_fast.report import x\nfinally: 0"),
         ("mailbox.py", "if 1:\n    from aimmerge_fast.merger import FastAIMMerger"),
         ("simulate/input.py", "from aimmerge_fast import state"),
     ],
