@@ -33,7 +33,7 @@ def describe(device: torch.device) -> str:
     """The device in words, "CPU" first where it is one."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"CPU: {_cpu_model()}, {torch.get_num_threads()} threads"
+    return f"CPU: {cpu_model()}, {torch.get_num_threads()} threads"
 
 
 def versions() -> dict[str, str | None]:
@@ -58,8 +58,11 @@ def load() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the tree that this file lies in; None where git does not know it."""
-    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    """The commit of the tree that this file lies in, marked where it differs; None outside git.
+
+    Ask at the start of a run: what is committed meanwhile was not measured.
+    """
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         answer = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
@@ -76,7 +79,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

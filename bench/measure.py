@@ -29,7 +29,9 @@ class Measured:
     """Everything that was measured on one backbone.
 
     ``spreads[cache][arm]`` in µs per merge (``importance``: per step), ``host_us[backend]`` in µs
-    per step hook, ``launches[arm]`` per merge, ``skipped[arm]`` the reason that an arm has no time.
+    per step hook, ``merge_host_us`` in µs what a merger does around the kernels of a merge (look
+    for re-allocated parameters, tell autograd), ``launches[arm]`` per merge, ``skipped[arm]`` the
+    reason that an arm has no time.
     """
 
     backbone: Backbone
@@ -37,6 +39,7 @@ class Measured:
     bytes_per_merge: int
     launches: dict[str, int]
     host_us: dict[str, float]
+    merge_host_us: dict[str, float]
     spreads: dict[str, dict[str, Spread]]
     skipped: dict[str, str]
 
@@ -60,12 +63,14 @@ def backbone(
                 raise
             skipped[name] = f"torch.compile failed: {_first_line(error)}"
     progress(f"{what.title}: counting launches, timing the step hook")
+    hooks = {name: _hooks(name, inputs, effort, device) for name in backends}
     return Measured(
         what,
         len(inputs.shapes),
         counted_bytes(inputs.tensors()),
         {name: launches.count(_merge(arm), device) + arm.unseen for name, arm in arms.items()},
-        {name: _hook(name, inputs, effort, device) for name in backends},
+        {name: step for name, (step, _) in hooks.items()},
+        {name: merge for name, (_, merge) in hooks.items()},
         _times(what, {name: makers[name] for name in arms}, inputs, effort, progress),
         skipped,
     )
@@ -111,9 +116,11 @@ def _merge(arm: Arm) -> Call:
     return merge
 
 
-def _hook(backend: str, inputs: gate.Inputs, effort: Effort, device: torch.device) -> float:
-    """A merger's step without its probe: observe, read the record, apply the run-ahead rule, log
-    the event."""
+def _hooks(
+    backend: str, inputs: gate.Inputs, effort: Effort, device: torch.device
+) -> tuple[float, float]:
+    """µs of a merger's step without its probe (observe, read the record, apply the run-ahead rule,
+    log the event), and of its work around the kernels of a merge."""
     far = 1 << 20  # an interval that does not end here
     merger = FastAIMMerger(
         [torch.nn.Parameter(tensor) for tensor in inputs.tensors()],
@@ -126,8 +133,14 @@ def _hook(backend: str, inputs: gate.Inputs, effort: Effort, device: torch.devic
         merger.observe(loss)
         merger.due()
 
+    def around() -> None:
+        for _ in range(2):  # open and close
+            merger.binding.heal()
+            merger.binding.bump_versions()
+
     with merger.task("hook"):
-        return timing.per_call(step, effort.hook_calls, device)
+        step_us = timing.per_call(step, effort.hook_calls, device)
+        return step_us, timing.per_call(around, effort.hook_calls // 20, device)
 
 
 def _first_line(error: Exception) -> str:

@@ -78,6 +78,7 @@ def run(
     """Measure and print; returns the summary (the last line) and the details (for ``--json``)."""
     print(_header(device))
     progress("ceiling")
+    commit = environment.commit()
     top = ceiling.measure(device, effort)
     print(tables.ceiling_text(top), flush=True)
     measured = []
@@ -91,7 +92,7 @@ def run(
     summary = {
         "device": environment.describe(device),
         "versions": environment.versions(),
-        "commit": environment.commit(),
+        "commit": commit,
         "ceiling_gbs": top.best,
         "cases": tables.cases(measured, top, device),
     }

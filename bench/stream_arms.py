@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import environment
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Event, EventLog, Open, read_events
 from aimmerge_fast.memory import RehearsalMemory
@@ -53,7 +54,8 @@ class Progress:
     """How far an arm is: ``step`` updates of task number ``task`` are done.
 
     ``before[task]`` and ``after[column][task]`` are accuracies, column = number of the last task
-    trained; ``losses`` has one list per task; ``hashes`` the adapter's sha256 after each task.
+    trained; ``losses`` has one list per task; ``hashes`` the adapter's sha256 after each task;
+    ``commits`` what each process that trained ran.
     """
 
     task: int = 0
@@ -62,6 +64,7 @@ class Progress:
     after: list[dict[str, float]] = dataclasses.field(default_factory=list)
     losses: list[list[float]] = dataclasses.field(default_factory=list)
     hashes: list[str] = dataclasses.field(default_factory=list)
+    commits: list[str | None] = dataclasses.field(default_factory=list)
     seconds: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"training": 0.0, "evaluation": 0.0}
     )
@@ -84,6 +87,9 @@ class Arm:
     def run(self) -> Progress:
         """Train and evaluate what is left; the whole of it has been saved when this returns."""
         self._restore()
+        commit = environment.commit()
+        if not self.finished and commit not in self.progress.commits:
+            self.progress.commits.append(commit)
         if self.finished:
             return self.progress
         with contextlib.ExitStack() as stack:

@@ -6,13 +6,13 @@ import datetime
 import json
 import os
 import platform
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import environment
 from aimmerge_fast.events import Event, Open, Probe, read_events
 from stream_arms import EVENTS, Progress
 
@@ -35,6 +35,7 @@ def arm_result(progress: Progress, settings: dict[str, Any], folder: Path) -> di
         "mean_final_accuracy": sum(final.values()) / len(final),
         "mean_change_since_learned": sum(forgot) / len(forgot) if forgot else None,
         "adapter_sha256": dict(zip(names, progress.hashes, strict=True)),
+        "trained_at_commits": progress.commits,
         "losses": dict(zip(names, progress.losses, strict=True)),
     }
     if (folder / EVENTS).is_file():
@@ -58,8 +59,12 @@ def whole_result(settings: dict[str, Any], arms: dict[str, Any]) -> dict[str, An
     hashes = {arm["adapter_sha256"][first] for arm in arms.values()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "commit": environment.commit(),
+        "machine": {
+            "cpu": environment.cpu_model(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -159,29 +164,3 @@ def _show_merges(
 
 def _yes(value: bool) -> str:
     return "yes" if value else "NO"
-
-
-def _commit() -> str | None:
-    """The checked-out commit of this file, marked where the tree differs; None outside git."""
-    here = Path(__file__).resolve().parent
-    try:
-        output = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return output.stdout.strip()
-
-
-def _cpu() -> str:
-    """The CPU's name; the line of /proc/cpuinfo where there is one."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -18,7 +18,10 @@ CACHES = ("cold", "hot")
 
 
 def engine_minutes(hook_us: float, merge_us: float) -> float:
-    """Minutes per epoch that the engine takes at the highest rate the controller allows."""
+    """Minutes per epoch that the engine takes at the highest rate the controller allows.
+
+    ``merge_us``: kernels and the merger's own work around them.
+    """
     return (STEPS_PER_EPOCH * hook_us + MERGES_PER_EPOCH * merge_us) / 60e6
 
 
@@ -52,7 +55,9 @@ def _case(
         "host_us": _six(one.host_us[backend]),
         "launches": one.launches[backend],
         "cache": cache,
-        "engine_minutes_per_epoch": _six(engine_minutes(one.host_us[backend], us)),
+        "engine_minutes_per_epoch": _six(
+            engine_minutes(one.host_us[backend], us + one.merge_host_us[backend])
+        ),
         "table6_overhead_minutes": one.backbone.table6_overhead,
     }
 
@@ -123,7 +128,7 @@ def _ratios(one: Measured, backend: str, device: torch.device) -> str:
 
 def _epoch(one: Measured, backend: str, device: torch.device) -> str:
     us = one.spreads["cold"][backend].headline(device)
-    minutes = engine_minutes(one.host_us[backend], us)
+    minutes = engine_minutes(one.host_us[backend], us + one.merge_host_us[backend])
     paper = one.backbone.table6_overhead
     beside = "no row" if paper is None else f"{paper:.1f} min on 8 V100"
     return f"  {backend}: {minutes:.6f} engine minutes per epoch; Table 6's overhead: {beside}"

@@ -59,8 +59,8 @@ class Effort:
         return max(1, math.ceil(self.rotation_bytes / max(1, bytes_per_set)))
 
 
-FULL = Effort(samples=200, fewest=9, seconds=3.0, hook_calls=20_000)
-QUICK = Effort(samples=40, fewest=4, seconds=0.25, hook_calls=2_000)
+FULL = Effort(samples=200, fewest=5, seconds=3.0, hook_calls=20_000)
+QUICK = Effort(samples=40, fewest=3, seconds=0.25, hook_calls=2_000)
 
 
 def stopwatch(device: torch.device) -> Callable[[Call], float]:
