@@ -23,17 +23,11 @@ from typing import Any
 
 import torch
 
-import backbones
-import ceiling
-import chart
 import environment
-import measure
-import ours
-import tables
-import timing
-from backbones import Backbone
-from gate import GateError
-from timing import Effort
+from overhead import backbones, ceiling, chart, measure, ours, tables, timing
+from overhead.backbones import Backbone
+from overhead.gate import GateError
+from overhead.timing import Effort
 
 BAD_INPUT, WRONG_RESULT = 2, 1
 _CHART = Path("merge_overhead.png")

@@ -19,11 +19,11 @@ from typing import Any, TextIO
 
 import torch
 
-import stream_report
 from aimmerge_fast.config import AIMConfig
-from stream_arms import ARMS, Arm, Setup
-from stream_data import Encoder, Task, load_task
-from stream_model import AnswerLoss, adapter_state, add_lora, fingerprint, load_model
+from stream import report
+from stream.arms import ARMS, Arm, Setup
+from stream.data import Encoder, Task, load_task
+from stream.model import AnswerLoss, adapter_state, add_lora, fingerprint, load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -107,7 +107,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "settings.json"
     if not path.is_file():
-        stream_report.write_json(path, settings)
+        report.write_json(path, settings)
         return
     found, wanted = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(settings)
     for key in [*wanted, *found]:
@@ -186,10 +186,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with lock(folder):
             claim(folder, own[name])
             progress = Arm(name, setup, folder).run()
-            results[name] = stream_report.arm_result(progress, own[name], folder)
-    result = stream_report.whole_result(settings, results)
+            results[name] = report.arm_result(progress, own[name], folder)
+    result = report.whole_result(settings, results)
     if args.json:
-        stream_report.write_json(args.json, result)
+        report.write_json(args.json, result)
     return result
 
 
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    stream_report.show(result)
+    report.show(result)
     return 0
 
 

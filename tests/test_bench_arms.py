@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-import gate
-import launches
-import measure
-import ours
-import rivals
-import tables
-import timing
-from backbones import BACKBONES
+from overhead import gate, launches, measure, ours, rivals, tables, timing
+from overhead.backbones import BACKBONES
 
 CPU = torch.device("cpu")
 ODD = [(8, 5), (1, 1), (3, 1367), (8, 1024), (2, 4099)]

@@ -10,15 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-import backbones
-import ceiling
-import measure
 import merge_overhead
-import ours
-import rivals
-import tables
-import timing
-from backbones import Backbone
+from overhead import backbones, ceiling, measure, ours, rivals, tables, timing
+from overhead.backbones import Backbone
 
 CPU = torch.device("cpu")
 TINY = Backbone("tiny", "Tiny", 2, 24, 3, 1, 8, 0.5)

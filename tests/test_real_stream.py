@@ -135,7 +135,7 @@ def test_interrupted_run_ends_with_the_same_bits(
 ) -> None:
     """``after`` batches of the run are taken; 5 is between two saves, 12 at the end of a task."""
     command = _arguments(world, tmp_path / "run", "--arms", arm, "--json", str(tmp_path / "j"))
-    arms, taken = module("stream_arms"), []
+    arms, taken = module("stream.arms"), []
     original = arms.batch_at
 
     def batch_at(*args: Any) -> Any:
@@ -184,7 +184,7 @@ def test_finished_arm_is_not_run_again_and_foreign_folder_is_refused(
     small = ["--steps", "2", "--arms", "plain"]
     assert stream.main(_arguments(world, tmp_path / "run", *small)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(module("stream_arms").Arm, "_train_task", None)
+        patch.setattr(module("stream.arms").Arm, "_train_task", None)
         assert stream.main(_arguments(world, tmp_path / "run", *small)) == 0
     capsys.readouterr()
     assert stream.main(_arguments(world, tmp_path / "run", *small, "--lr", "0.02")) == 2
@@ -215,7 +215,7 @@ def test_a_long_prompt_keeps_question_answer_word_and_label(module: Any, world: 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(world / "model")
-    encoder = module("stream_data").Encoder(tokenizer, 40)
+    encoder = module("stream.data").Encoder(tokenizer, 40)
     record = {"input": "What?\nText: " + "it is seen " * 40 + "\n\nAnswer:", "output": "dark blue"}
     prompt, answer = encoder.encode(record)
     assert len(prompt) + len(answer) == 40
@@ -230,7 +230,7 @@ def test_a_long_prompt_keeps_question_answer_word_and_label(module: Any, world: 
 
 def test_accuracy_is_that_of_plain_greedy_generation(module: Any, world: Path) -> None:
     """Including outputs right in another case or spelling, which one forward cannot decide."""
-    model_of, data = module("stream_model"), module("stream_data")
+    model_of, data = module("stream.model"), module("stream.data")
     model, tokenizer = model_of.load_model(world / "model", torch.float32, "eager")
     encoder, loss = data.Encoder(tokenizer, 40), model_of.AnswerLoss(model)
     assert loss.plain_head
@@ -247,4 +247,4 @@ def test_accuracy_is_that_of_plain_greedy_generation(module: Any, world: Path) -
         output = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
         right += encoder.text(output[0, ids.shape[1] :].tolist()) == record["output"].lower()
     assert 0 < right < len(asked)
-    assert module("stream_score").accuracy(model, loss, encoder, asked) == right / len(asked)
+    assert module("stream.score").accuracy(model, loss, encoder, asked) == right / len(asked)

@@ -7,6 +7,7 @@ the fusion. Restoring a saved state in new objects is one of the moves.
 from __future__ import annotations
 
 import math
+import random
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,12 +31,14 @@ from tests.strategies import protocol_configs
 SHAPES: tuple[tuple[tuple[int, ...], torch.dtype], ...] = (
     ((3, 5), torch.float32), ((7,), torch.bfloat16), ((0,), torch.float32), ((2,), torch.float16),
 )  # fmt: skip
+ORDINARY = st.sampled_from([1.0, 1.0, 1.5, 2.0, 2.5, 9.0, 0.0])
 LOSSES = st.one_of(
-    st.sampled_from([1.0, 1.0, 1.5, 2.0, 2.5, 9.0, 0.0]),
+    ORDINARY,
     st.sampled_from([math.nan, math.inf, -math.inf]),
     st.floats(),
 )
-CHANGES = st.sampled_from([0.0, 1e-3, 0.01, 0.25, -0.5, 8.0])
+SIZES = (0.0, 1e-3, 0.01, 0.25, -0.5, 8.0)
+CHANGES = st.sampled_from(SIZES)
 
 
 class Protocol(RuleBasedStateMachine):
@@ -79,6 +82,20 @@ class Protocol(RuleBasedStateMachine):
         return self.config.schedule == "monitor"
 
     # ---- moves ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: not self.is_open)
+    @rule(losses=st.lists(ORDINARY, min_size=8, max_size=30), seed=st.integers(0, 99))
+    def train(self, losses: list[float], seed: int) -> None:
+        """Many updates, and every merge that is due."""
+        draw = random.Random(seed)
+        for loss in losses:
+            self.step(loss, draw.choice(SIZES))
+            if self.code.startswith("merge_") or self.code == "measure":
+                self.open()
+                if self.is_open and not self.monitors:
+                    self.memory_step(draw.choice(SIZES))
+                if self.is_open:
+                    self.close()
 
     @precondition(lambda self: not self.is_open)
     @rule(loss=LOSSES, size=CHANGES)
@@ -141,7 +158,7 @@ class Protocol(RuleBasedStateMachine):
     def memory_step(self, size: float) -> None:
         self.change(size)
 
-    @precondition(lambda self: not self.monitors)
+    @precondition(lambda self: not self.monitors and self.model.step % 3 == 0)
     @rule(where=st.integers(0, 14), value=st.sampled_from([math.nan, math.inf, -math.inf]))
     def poison(self, where: int, value: float) -> None:
         """Memory steps may explode, and so may training."""
@@ -189,6 +206,7 @@ class Protocol(RuleBasedStateMachine):
         self.merger.events.extend(seen)
 
     @precondition(lambda self: not self.is_open and not non_finite(self.copy()))
+    @precondition(lambda self: self.model.step > 20)
     @rule()
     def next_task(self) -> None:
         self.within.close()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from timing import Call, Effort, cold
+from overhead.timing import Call, Effort, cold
 
 try:
     from aimmerge_fast import _native

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from backbones import Shape
-from ours import ALPHAS
-from rivals import Arm
+from overhead.backbones import Shape
+from overhead.ours import ALPHAS
+from overhead.rivals import Arm
 
 #: Relative error allowed to L1: our fp64 sum against another order, and the rivals' fp32 sums.
 _L1_TOLERANCE = {True: 1e-12, False: 1e-4}

@@ -14,7 +14,7 @@ import torch
 
 import environment
 from aimmerge_fast.events import Event, Open, Probe, read_events
-from stream_arms import EVENTS, Progress
+from stream.arms import EVENTS, Progress
 
 #: A later task is a fair trial of the adaptive schedule with this many merges, of which so many
 #: come after the interval first changed.

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ceiling import Ceiling
-from measure import IMPORTANCE, Measured
+from overhead.ceiling import Ceiling
+from overhead.measure import IMPORTANCE, Measured
 
 #: The paper's epoch: 1,000 records at batch 8.
 STEPS_PER_EPOCH = 1_000 // 8

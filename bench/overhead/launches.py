@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from timing import Call
+from overhead.timing import Call
 
 #: Torch operations that start no kernel: they allocate or re-describe memory.
 _NO_KERNEL = frozenset(

@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-import gate
-import launches
-import timing
 from aimmerge_fast import AIMConfig, FastAIMMerger
-from backbones import Backbone
-from ours import ALPHAS, Ours, counted_bytes
-from rivals import COMPILED, RIVALS, Alphas, Arm, Importance
-from timing import Call, Effort, Spread
+from overhead import gate, launches, timing
+from overhead.backbones import Backbone
+from overhead.ours import ALPHAS, Ours, counted_bytes
+from overhead.rivals import COMPILED, RIVALS, Alphas, Arm, Importance
+from overhead.timing import Call, Effort, Spread
 
 #: The arm that times the released code's importance scores: per training step, not per merge.
 IMPORTANCE = "importance"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stream_data import IGNORED
+from stream.data import IGNORED
 
 
 def load_model(path: Path, dtype: torch.dtype, attention: str) -> tuple[Any, Any]:

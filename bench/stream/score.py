@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from stream_data import IGNORED, Encoder, Record
-from stream_model import AnswerLoss, next_labels
+from stream.data import IGNORED, Encoder, Record
+from stream.model import AnswerLoss, next_labels
 
 
 def accuracy(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
-from rivals import Alphas
+from overhead.rivals import Alphas
 
 #: Constant weights 0.6 and 0.4: never the alpha = (1, 0) shortcut, which reads less.
 CONFIG = AIMConfig(schedule="fixed", alpha_new=0.6)

@@ -22,9 +22,9 @@ import environment
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Event, EventLog, Open, read_events
 from aimmerge_fast.memory import RehearsalMemory
-from stream_data import Encoder, Record, Task, batch_at
-from stream_model import AnswerLoss, adapter_sha256, adapter_state, load_adapter_state
-from stream_score import accuracy
+from stream.data import Encoder, Record, Task, batch_at
+from stream.model import AnswerLoss, adapter_sha256, adapter_state, load_adapter_state
+from stream.score import accuracy
 
 ARMS = ("plain", "replay", "aim")
 STATE, EVENTS = "state.pt", "events.jsonl"
