@@ -81,14 +81,19 @@ def run(
         print(tables.backbone_text(measured[-1], top, device), flush=True)
     progress("ceiling again, for its drift")
     again = ceiling.measure(device, effort)
-    print(f"ceiling at the end: {again.best:.1f} GB/s, at the start: {top.best:.1f}")
+    # A ceiling taken while others had the cores would flatter every row.
+    best = max(top, again, key=lambda measurement: measurement.best)
+    print(
+        f"ceiling at the end: {again.best:.1f} GB/s, at the start: {top.best:.1f}; the percentages "
+        f"above are of the start's, the JSON's of {best.best:.1f}"
+    )
     print(environment.load())
     summary = {
         "device": environment.describe(device),
         "versions": environment.versions(),
         "commit": commit,
-        "ceiling_gbs": top.best,
-        "cases": tables.cases(measured, top, device),
+        "ceiling_gbs": best.best,
+        "cases": tables.cases(measured, best, device),
     }
     return summary, {
         **tables.details(measured, top),

@@ -26,9 +26,6 @@ class Engine:
             _check_buffer(name, buffer)
         self._kept = (anchor, mid, state)  # addresses below must outlive this object
         self._native = _native.Engine(anchor.data_ptr(), mid.data_ptr(), state.data_ptr())
-        self.open_ = self._native.open
-        self.close_ = self._native.close
-        self.repair_ = self._native.repair
         self.rebind(live)
 
     def rebind(self, live: Sequence[Tensor]) -> None:
@@ -50,6 +47,16 @@ class Engine:
 
     def observe_(self, loss: Tensor) -> None:
         self._native.observe(loss.data_ptr(), LOSS_DTYPES[loss.dtype])
+
+    # Methods of this object rather than of the compiled one: who keeps one keeps the tensors alive.
+    def open_(self) -> None:
+        self._native.open()
+
+    def close_(self) -> None:
+        self._native.close()
+
+    def repair_(self) -> None:
+        self._native.repair()
 
     def advance_(self, partials: Tensor) -> None:
         rows = partials.contiguous()
