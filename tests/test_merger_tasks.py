@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from aimmerge_fast import RehearsalMemory
 from aimmerge_fast.events import Open, Probe, TaskBegin, TaskEnd
-from tests.loops import Loop, loss_fn, net
+from tests.loops import Loop, loss_fn, memory
 
 
 @pytest.mark.parametrize("with_memory", ["none", "empty"])
@@ -67,12 +67,28 @@ def test_tasks_are_apart() -> None:
         first = next(e for e in loop.of_type(Probe) if e.task == name)
         assert (first.step, first.t, first.S, first.F) == (1, 1, 2, 0)
         assert next(e for e in loop.of_type(Open) if e.task == name).merge == 1
-    again = Loop(s_init=2, s_max=8)
-    again.run(11, task="one")
-    again.model.load_state_dict(net().state_dict())
-    again.run(1, task="two")
-    losses = [e.loss for e in again.of_type(Probe) if e.step == 1]
-    assert losses[0] != losses[1]  # the same weights, another draw
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"probe_dropout": False, "history_batch": 5}, {"history_batch": 1}],
+    ids=["draws", "dropout"],
+)
+def test_tasks_have_random_streams_of_their_own(fields: dict[str, Any]) -> None:
+    """The same weights in every task: other records are drawn, other units dropped."""
+
+    def losses(seed: int) -> list[float]:
+        loop = Loop(schedule="single", lr=0.0, seed=seed, **fields)
+        if fields["history_batch"] == 1:
+            loop.memory = memory(count=2)  # of which one record is kept: nothing to draw
+        for task in ("one", "two"):
+            loop.run(2, task=task)
+        return [round(event.loss, 6) for event in loop.of_type(Probe)]
+
+    assert len(set(losses(42))) == 4
+    assert losses(42) == losses(42)
+    if "probe_dropout" not in fields:  # records are drawn by the memory's own seed
+        assert set(losses(42)).isdisjoint(losses(43))
 
 
 @pytest.mark.parametrize("name", ["", None, 3, ["a"]])
