@@ -54,8 +54,7 @@ CONFIG = np.dtype(
 STATE = np.dtype(
     [
         *((name, "f8") for name in ("sum", "threshold", "loss", "l1", "lambda", "change_factor")),
-        *((name, "f8") for name in ("alpha1", "alpha2", "partial_l1")),
-        ("partial_bad", "i8"),
+        *((name, "f8") for name in ("alpha1", "alpha2", "partial_l1", "partial_bad")),
         ("history", "f8", (MAX_WINDOW + 1,)),
         ("sequence", "i8"),
         ("ring", "u8"),

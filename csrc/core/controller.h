@@ -64,8 +64,7 @@ struct State {
   double sum, threshold, loss;       // threshold is meaningful only with has_threshold
   double l1, lambda, change_factor;  // of the last merge; change_factor NaN: none
   double alpha1, alpha2;
-  double partial_l1;  // of this table, for a deferred open
-  int64_t partial_bad;
+  double partial_l1, partial_bad;  // of this table, for a deferred half: a row of advance's input
   double history[kMaxWindow + 1];  // the last window + 1 learning signals, oldest first
   int64_t sequence;                // records posted so far
   uint64_t ring;                   // address of the record ring
@@ -80,6 +79,11 @@ struct State {
   int32_t reject;  // non-finite entries of the last half that was undone, 0: none
   int32_t elapsed, cold, L_up, L_down, case_;  // of the last merge
   int32_t defer;  // several tables: open and close leave the transition to advance
+};
+
+struct StateBlock {  // the bytes of the Python-side state tensor
+  Config config;
+  State state;
 };
 
 // 64 bytes in the ring. The sequence number is written last and counts from 1; 0 is "empty".
@@ -145,7 +149,7 @@ AIM_FN int32_t memory_steps_now(const Config& c, const State& s) {
 
 // The ring may lie in host memory that a device writes; the kernels bring the release that fits.
 #if defined(__CUDACC__)
-__device__ void publish_on_device(Record* slot, int64_t sequence);
+__device__ inline void publish_on_device(Record* slot, int64_t sequence);
 #endif
 AIM_FN void publish(Record* slot, int64_t sequence) {
 #if defined(__CUDA_ARCH__)

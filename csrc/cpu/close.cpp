@@ -91,9 +91,10 @@ void close(Table& table) {
   const FloatMode mode;
   State& state = table.block->state;
   const bool fuses = changes_live(table.block->config);
-  state.partial_bad = fuses ? close_tiles(table) : settle_measure(table);
+  const int64_t bad = fuses ? close_tiles(table) : settle_measure(table);
+  state.partial_bad = static_cast<double>(bad);
   if (state.defer) return;
-  close_merge(state, state.partial_bad);
+  close_merge(state, bad);
   repair(table);
 }
 

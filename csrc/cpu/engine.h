@@ -9,11 +9,6 @@
 
 namespace aimmerge {
 
-struct StateBlock {  // the bytes of the Python-side state tensor
-  Config config;
-  State state;
-};
-
 struct Table {
   std::vector<Tile> tiles;
   std::vector<double> partials;  // one per tile, then the 256 lanes of the final sum

@@ -151,7 +151,7 @@ void open(Table& table) {
   const int64_t bad = open_tiles(table);
   State& state = table.block->state;
   state.partial_l1 = final_sum(table);
-  state.partial_bad = bad;
+  state.partial_bad = static_cast<double>(bad);
   if (state.defer) return;
   open_merge(table.block->config, state, state.partial_l1, bad);
   repair(table);

@@ -7,7 +7,7 @@
 namespace aimmerge {
 
 // The ring lies in pinned host memory: payload stores, then the sequence number with a release.
-__device__ void publish_on_device(Record* slot, int64_t sequence) {
+__device__ inline void publish_on_device(Record* slot, int64_t sequence) {
   asm volatile("st.release.sys.s64 [%0], %1;" ::"l"(&slot->sequence), "l"(sequence) : "memory");
 }
 
