@@ -40,7 +40,7 @@ class Binding:
         self.anchors = [kernels.new_arena(table).zero_() for table in tables]
         self.mids = [kernels.new_arena(table).zero_() for table in tables]
         several = len(tables) > 1
-        self.states = [kernels.new_state(config, defer=several) for _ in tables]
+        self.states = [kernels.new_state(config, defer=several, device=d) for d in devices]
         names = [kernels.choose(backend, device).name for device in devices]
         self._engines = [
             kernels.engine(*bound)

@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import torch
 
+from aimmerge_fast import kernels
 from aimmerge_fast.events import CODES
-from aimmerge_fast.kernels.layout import CLOSE, OPEN, RING_SIZE, ring
+from aimmerge_fast.kernels.layout import CLOSE, OPEN, RING_SIZE
+
+_CHECK_AFTER = 1e-3  # seconds of a wait between two looks at the device
 
 
 class Record(NamedTuple):
@@ -70,7 +73,8 @@ class Mailbox:
 
     Args:
         state: the state tensor whose ring is read.
-        check_device: called at every turn of a wait; raises when the device died.
+        check_device: called in a wait that lasts; raises when the device died. By default that of
+            the state's device.
         timeout: seconds after which a wait raises ``TimeoutError``.
     """
 
@@ -78,11 +82,11 @@ class Mailbox:
         self,
         state: torch.Tensor,
         *,
-        check_device: Callable[[], None] = lambda: None,
+        check_device: Callable[[], None] | None = None,
         timeout: float = 600.0,
     ) -> None:
-        self._ring = ring(state)
-        self._check_device = check_device
+        self._ring = kernels.ring(state)
+        self._check_device = check_device or _device_check(state.device)
         self._timeout = timeout
         self.read = 0  # records consumed
         self.waits = 0  # times that the host needed a record which had not arrived
@@ -111,12 +115,35 @@ class Mailbox:
 
     def wait_until(self, number: int) -> None:
         """Spin until record ``number`` has been posted; raises ``TimeoutError`` in the end."""
-        deadline = time.monotonic() + self._timeout
+        began = time.monotonic()
+        next_check = began + _CHECK_AFTER
         while not self._arrived(number):
-            self._check_device()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > next_check:
+                self._check_device()
+                next_check = now + _CHECK_AFTER
+            if now > began + self._timeout:
                 raise TimeoutError(f"no record from the device within {self._timeout:g} s")
             time.sleep(0)  # give the interpreter lock away
 
     def _arrived(self, number: int) -> bool:
         return number == 0 or int(self._ring[(number - 1) % RING_SIZE]["sequence"]) >= number
+
+
+def _device_check(device: torch.device) -> Callable[[], None]:
+    """What raises when ``device`` died, or when it was told not to run what it is given."""
+    if device.type != "cuda":
+        return lambda: None
+
+    def check() -> None:
+        if kernels.is_capturing(device):  # and a query would spoil the capture
+            raise RuntimeError(
+                "a decision is awaited while a CUDA graph is captured, where nothing runs; capture "
+                "observe() alone and call due() outside the graph"
+            )
+        try:
+            torch.cuda.current_stream(device).query()
+        except RuntimeError as error:
+            raise RuntimeError(f"{device} failed while a decision was awaited: {error}") from error
+
+    return check

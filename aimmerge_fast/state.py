@@ -65,7 +65,7 @@ def save(
         "controller": {name: getattr(controller, name) for name in _CONTROLLER_FIELDS},
         "host": {name: getattr(controller.host, name) for name in _HOST_FIELDS},
         "records_read": controller.mailbox.read,
-        "states": [state.clone() for state in binding.states],
+        "states": [kernels.save_state(state) for state in binding.states],
         "anchors": [anchor.clone() for anchor in binding.anchors],
         "mids": [mid.clone() for mid in binding.mids],
         "rehearsal": rehearsal.state_dict() if rehearsal is not None and rehearses else None,
@@ -154,7 +154,8 @@ def _check(
         mine, theirs = getattr(binding, name), saved[name]
         if not all(isinstance(t, torch.Tensor) and t.dtype == torch.uint8 for t in theirs):
             raise ValueError(f"the state's {name} are not all tensors of bytes")
-        sizes = [t.numel() for t in mine], [t.numel() for t in theirs]
+        bytes_here = [kernels.SAVED_BYTES if name == "states" else t.numel() for t in mine]
+        sizes = bytes_here, [t.numel() for t in theirs]
         if sizes[0] != sizes[1]:
             raise ValueError(f"the state's {name} have {sizes[1]} bytes, this model's {sizes[0]}")
     if rehearsal is not None:

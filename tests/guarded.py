@@ -18,7 +18,7 @@ import torch
 
 from aimmerge_fast import _native, kernels
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.kernels import layout
+from aimmerge_fast.kernels import layout, states
 from tests.tables import DTYPES, Play, Spec, Table, bad_bits, set_bits
 
 PAGE = mmap.PAGESIZE
@@ -46,9 +46,10 @@ def fenced(nbytes: int, at_end: bool, alignment: int = 1) -> torch.Tensor:
 def fenced_state(config: AIMConfig, at_end: bool) -> torch.Tensor:
     made = kernels.new_state(config)
     state = fenced(made.numel(), at_end, 16)
-    ring = int(layout.block(made)["state"]["ring"]) - made.data_ptr()
     state.copy_(made)
-    layout.block(state)["state"]["ring"] = state.data_ptr() + ring
+    ring = fenced(layout.RING_SIZE * layout.RECORD.itemsize, at_end, 64)
+    layout.block(state)["state"]["ring"] = ring.data_ptr()
+    states._rings[ring.data_ptr()] = ring
     return state
 
 
@@ -69,7 +70,7 @@ def merge(specs: list[Spec], bad: int, at_end: bool) -> None:
     table = fenced_table(specs, play.config, at_end)
     play.on("native", table)
     table.engine("native").repair_()
-    rejected = layout.ring(table.state)[len(play.losses) : len(play.losses) + 2]["reject"]
+    rejected = kernels.ring(table.state)[len(play.losses) : len(play.losses) + 2]["reject"]
     assert list(rejected) == [int(bad == 1), int(bad == 2)]
     for dtype in (*DTYPES, torch.float64):
         loss = fenced(dtype.itemsize, at_end).view(dtype)

@@ -160,7 +160,7 @@ class Table:
 
     def snapshot(self) -> list[bytes]:
         """Every byte that a kernel could have written; the ring's address is left out."""
-        state = self.state.clone()
+        state = kernels.save_state(self.state)
         layout.block(state)["state"]["ring"] = 0
         return [bits_of(each) for each in (*self.buffers, self.anchor, self.mid, state)]
 

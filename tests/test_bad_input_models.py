@@ -71,7 +71,7 @@ def test_configurations() -> None:
 
 
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="unknown backend 'cuda'; choose one of auto, native, eag"):
+    with pytest.raises(ValueError, match="unknown backend 'cuda'; choose one of auto, native, tri"):
         FastAIMMerger(net(), backend="cuda")
     monkeypatch.setattr(registry, "_why_not_native", lambda device: "no compiler was found")
     with pytest.raises(RuntimeError, match="'native' cannot work on cpu: no compiler was found"):

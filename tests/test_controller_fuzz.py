@@ -95,7 +95,7 @@ class Run:
                 self.state, steps=draw.randint(0, 9), t=draw.randint(0, 4), F=1
             )
         elif chance < 0.03:
-            kernels.load_state(self.state, self.state.clone())
+            kernels.load_state(self.state, kernels.save_state(self.state))
         self.engine.observe_(draw.choice(LOSSES))
         decided = CODES[self.fields["code"]]
         if decided.startswith("merge_") or decided == "measure" or draw.random() < 0.02:
@@ -113,14 +113,14 @@ class Run:
         assert s["phase"] == layout.IDLE
 
     def bytes(self) -> bytes:
-        state = self.state.clone()
+        state = kernels.save_state(self.state)
         layout.block(state)["state"]["ring"] = 0
         return bytes(state.numpy().tobytes())
 
 
 def explain(a: Run, b: Run) -> str:
     """The first record, or else the fields of the state, in which they differ."""
-    for one, other in zip(layout.ring(a.state), layout.ring(b.state), strict=True):
+    for one, other in zip(kernels.ring(a.state), kernels.ring(b.state), strict=True):
         if one.tobytes() != other.tobytes():
             return f"records {dict(zip(one.dtype.names, one, strict=True))} and {other}"
     names = [n for n in layout.STATE.names or () if n != "ring"]

@@ -39,7 +39,7 @@ def pure_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "BUILD_INFO", tmp_path / "_build_info.json")
 
     def available(device: Any = "cpu") -> dict[str, str | None]:
-        return {"native": MISSING, "eager": None}
+        return {"native": MISSING, "triton": "no GPU", "eager": None}
 
     monkeypatch.setattr(kernels.registry, "available", available)
     monkeypatch.setattr(kernels, "available", available)

@@ -28,7 +28,7 @@ def test_every_16_bit_pattern_is_read_as_torch_reads_it(backend: str, dtype: tor
     got = np.empty(len(patterns))
     for index, loss in enumerate(patterns):
         kernels.observe_(loss, state, backend=backend)
-        got[index] = layout.ring(state)[index % layout.RING_SIZE]["loss"]
+        got[index] = kernels.ring(state)[index % layout.RING_SIZE]["loss"]
     assert same_values(got, patterns.double().numpy())
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from aimmerge_fast.kernels import arena_layout
 from aimmerge_fast.kernels.arena import DTYPES
+from aimmerge_fast.kernels.tiles import TILE as TILE_TYPE
+from aimmerge_fast.kernels.tiles import plan, tile_count, tiles_at
 from tests.tables import examples
 
 _native = pytest.importorskip("aimmerge_fast._native", reason="there is no native module here")
@@ -69,6 +71,33 @@ def planned(addresses: Array, entries: Array, offsets: Array, dtypes: Array) -> 
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
+def planned_in_python(addresses: Array, entries: Array, offsets: Array, dtypes: Array) -> Array:
+    """What ``tiles.plan`` makes of tensors at these places."""
+    parts = [np.empty(0, TILE_TYPE)]
+    for place in zip(addresses, entries, offsets, dtypes, strict=True):
+        numbers = np.arange(tile_count(int(place[1])), dtype=np.int64)
+        parts.append(tiles_at(*(int(each) for each in place), numbers))
+    tiles = np.concatenate(parts)
+    return np.stack([tiles[name].astype(np.int64) for name in TILE_TYPE.names or ()], 1)
+
+
+def test_both_planners_agree() -> None:
+    rng = np.random.default_rng(21)
+    for _ in range(TABLES // 30):
+        table = random_table(rng)
+        assert np.array_equal(planned_in_python(*table), planned(*table))
+
+
+def test_a_table_of_live_tensors() -> None:
+    live = [torch.zeros(n, dtype=d) for n, d in ((5000, torch.float16), (0, torch.float32))]
+    live.append(torch.zeros(4097)[1:])
+    tiles = plan(live)
+    places = [t.data_ptr() for t in live], [t.numel() for t in live]
+    rows = _native.plan(*places, arena_layout(live).offsets, [DTYPES[t.dtype] for t in live])
+    assert tiles.tolist() == rows
+    assert TILE_TYPE.itemsize == 24
+
+
 def test_tiles_partition_every_table() -> None:
     rng = np.random.default_rng(20)
     tiles = 0
@@ -119,8 +148,11 @@ def test_tiles_of_tensors_up_to_2_to_the_40(
     size = int(BYTES[dtype])
     last = (entries - 1) // TILE
     drawn = data.draw(st.lists(st.integers(0, last), max_size=20))
-    for k in {0, last, max(0, last - 1), *drawn}:
-        address, place, count, flags = _native.tile(start * size, entries, offset * 256, dtype, k)
+    numbers = sorted({0, last, max(0, last - 1), *drawn})
+    where = start * size, entries, offset * 256, dtype
+    tiles = [_native.tile(*where, k) for k in numbers]
+    assert tiles_at(*where, np.array(numbers)).tolist() == tiles
+    for k, (address, place, count, flags) in zip(numbers, tiles, strict=True):
         assert address == (start + k * TILE) * size
         assert place == offset * 256 + k * TILE * size
         assert count == min(TILE, entries - k * TILE)

@@ -110,7 +110,7 @@ def test_every_bad_entry_is_counted(backend: str, dtype: torch.dtype, stage: int
     play = Play(table, "normal", 2, CONFIG, bad={stage: planted})
     built = Table.build(table, CONFIG)
     play.on(backend, built)
-    halves = layout.ring(built.state)[len(play.losses) : len(play.losses) + 2]
+    halves = kernels.ring(built.state)[len(play.losses) : len(play.losses) + 2]
     assert list(halves["reject"]) == ([len(planted), 0] if stage == 1 else [0, len(planted)])
     assert list(halves["code"] & 0xFF) == [layout.OPEN, layout.CLOSE]
 

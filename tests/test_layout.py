@@ -36,14 +36,34 @@ def test_config_and_state_follow_each_other() -> None:
     assert layout.BLOCK.fields["state"][1] == layout.CONFIG.itemsize
 
 
-def test_the_ring_lies_behind_the_block() -> None:
+def test_the_ring_is_memory_of_its_own() -> None:
     state = kernels.new_state(AIMConfig())
-    start = int(kernels.read_state(state)["state"]["ring"]) - state.data_ptr()
-    assert start >= layout.BLOCK.itemsize
-    assert start % 64 == 0
-    assert start + layout.RING_SIZE * layout.RECORD.itemsize == layout.STATE_BYTES == state.numel()
-    kernels.ring(state)["sequence"][0] = 77
-    assert state[start : start + 8].view(torch.int64).item() == 77
+    assert state.numel() == kernels.STATE_BYTES == layout.BLOCK.itemsize
+    ring = kernels.ring(state)
+    assert ring.ctypes.data == int(kernels.read_state(state)["state"]["ring"])
+    assert ring.ctypes.data % 64 == 0
+    assert ring.nbytes == layout.RING_SIZE * layout.RECORD.itemsize
+    kernels.observe_(torch.tensor(1.5), state.clone())
+    assert (ring["sequence"][0], ring["loss"][0]) == (1, 1.5)  # a copy posts to the same ring
+
+
+def test_a_ring_is_used_again_once_its_state_is_gone() -> None:
+    state = kernels.new_state(AIMConfig())
+    kernels.observe_(torch.tensor(1.5), state, backend="eager")
+    address = kernels.ring(state).ctypes.data
+    others = [kernels.new_state(AIMConfig()) for _ in range(3)]
+    assert address not in [kernels.ring(other).ctypes.data for other in others]
+    del state
+    again = kernels.new_state(AIMConfig())
+    assert kernels.ring(again).ctypes.data == address
+    assert not kernels.ring(again)["sequence"].any()
+
+
+def test_a_state_without_its_ring_is_refused() -> None:
+    state = kernels.new_state(AIMConfig())
+    layout.block(state)["state"]["ring"] += 64
+    with pytest.raises(RuntimeError, match="ring does not exist here"):
+        kernels.ring(state)
 
 
 def test_numbers_mean_the_same() -> None:

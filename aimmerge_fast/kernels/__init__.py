@@ -24,8 +24,6 @@ from collections.abc import Sequence
 
 import torch
 
-from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.kernels import layout
 from aimmerge_fast.kernels.arena import (
     LOSS_DTYPES,
     arena_layout,
@@ -35,14 +33,25 @@ from aimmerge_fast.kernels.arena import (
     copy_out,
     new_arena,
 )
-from aimmerge_fast.kernels.eager_controller import first_interval
 from aimmerge_fast.kernels.group import Group
-from aimmerge_fast.kernels.layout import block as read_state
-from aimmerge_fast.kernels.layout import ring
 from aimmerge_fast.kernels.registry import BACKENDS, Choice, Engine, available, choose, engine, load
+from aimmerge_fast.kernels.states import (
+    SAVED_BYTES,
+    STATE_BYTES,
+    abandon_merge,
+    begin_task,
+    load_state,
+    new_state,
+    read_state,
+    restart_interval,
+    ring,
+    save_state,
+)
+from aimmerge_fast.kernels.tiles import is_capturing
 
 __all__ = [
     "BACKENDS",
+    "SAVED_BYTES",
     "Choice",
     "Engine",
     "Group",
@@ -58,6 +67,7 @@ __all__ = [
     "copy_into",
     "copy_out",
     "engine",
+    "is_capturing",
     "load_state",
     "new_arena",
     "new_state",
@@ -67,41 +77,8 @@ __all__ = [
     "repair_",
     "restart_interval",
     "ring",
+    "save_state",
 ]
-
-
-def new_state(config: AIMConfig, *, task: int = 0, defer: bool = False) -> torch.Tensor:
-    """A state tensor (uint8, CPU) at the start of task number ``task``; keep it for life.
-
-    ``defer``: ``open_`` and ``close_`` leave the transition to ``advance_`` (several tables).
-    """
-    state = layout.empty_state()
-    layout.write_config(read_state(state), config)
-    read_state(state)["state"]["defer"] = defer
-    begin_task(state, task)
-    return state
-
-
-def begin_task(state: torch.Tensor, task: int) -> None:
-    """Start task number ``task`` in place; the ring and its sequence number go on."""
-    layout.begin_task(read_state(state), task, first_interval(read_state(state), task))
-
-
-def load_state(state: torch.Tensor, saved: torch.Tensor) -> None:
-    """Copy a saved state tensor into ``state``, which keeps its own ring's address."""
-    address = read_state(state)["state"]["ring"].item()
-    state.copy_(saved)
-    read_state(state)["state"]["ring"] = address
-
-
-def abandon_merge(state: torch.Tensor) -> None:
-    """Make ``close_`` of the open merge store theta_j, whatever the controller weighed."""
-    layout.abandon_merge(read_state(state))
-
-
-def restart_interval(state: torch.Tensor, *, steps: int, t: int, F: int) -> None:
-    """Begin the interval anew in place, with ``steps`` of the task done, of them t in it."""
-    layout.restart_interval(read_state(state), steps=steps, t=t, F=F)
 
 
 def observe_(loss: torch.Tensor, state: torch.Tensor, *, backend: str = "auto") -> None:
@@ -228,7 +205,9 @@ def check_call(
             raise ValueError(f"{name} is on {buffer.device} and live on {device}; use one device")
         if buffer.numel() < needed:
             raise ValueError(f"{name} has {buffer.numel()} bytes, these tensors need {needed}")
-    if state.device.type != "cpu":
-        raise ValueError(f"state is on {state.device}; new_state() makes it on the CPU")
-    if state.numel() != layout.STATE_BYTES:
-        raise ValueError(f"state has {state.numel()} bytes, expected {layout.STATE_BYTES}")
+    if live and state.device != device:
+        raise ValueError(
+            f"state is on {state.device} and live on {device}; use new_state(device=...)"
+        )
+    if state.numel() != STATE_BYTES:
+        raise ValueError(f"state has {state.numel()} bytes, expected {STATE_BYTES}")

@@ -65,6 +65,26 @@ def check_apart(live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.T
             )
 
 
+def check_arenas(
+    live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.Tensor, state: torch.Tensor
+) -> None:
+    """``ValueError`` naming the buffer that a compiled kernel cannot address."""
+    device = live[0].device if live else state.device
+    needed = arena_layout(live).nbytes
+    for name, buffer in (("anchor", anchor), ("mid", mid), ("state", state)):
+        if buffer.device != device or buffer.dtype != torch.uint8 or not buffer.is_contiguous():
+            raise ValueError(
+                f"{name} must be a contiguous uint8 tensor on {device}, got {buffer.dtype} on "
+                f"{buffer.device}"
+            )
+        if buffer.data_ptr() % 16:
+            raise ValueError(
+                f"{name} starts at an address that is no multiple of 16; use new_arena()"
+            )
+        if name != "state" and buffer.numel() < needed:
+            raise ValueError(f"{name} has {buffer.numel()} bytes, these tensors need {needed}")
+
+
 def arena_layout(live: Sequence[torch.Tensor]) -> Layout:
     """Start of each tensor at a multiple of 64 of its entries and of the largest item size."""
     offsets, end = [], 0

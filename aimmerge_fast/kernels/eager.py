@@ -15,7 +15,8 @@ import torch
 
 from aimmerge_fast.kernels import eager_controller as controller
 from aimmerge_fast.kernels.arena import arena_views, check_apart, check_live, copy_into, copy_out
-from aimmerge_fast.kernels.layout import MERGE_OPEN, Block, block, ring
+from aimmerge_fast.kernels.layout import MERGE_OPEN, Block
+from aimmerge_fast.kernels.states import edit_state, read_state, ring
 
 Tensor = torch.Tensor
 _TILE, _ROW, _LANES = 4096, 1024, 256
@@ -55,8 +56,8 @@ def _worker_flushes(threads: int) -> bool:
 
 def observe_(loss: Tensor, state: Tensor) -> None:
     """Give one history loss to the controller."""
-    with exact_denormals():
-        controller.observe_step(block(state), ring(state), float(loss.item()))
+    with exact_denormals(), edit_state(state) as shared:
+        controller.observe_step(shared, ring(state), float(loss.item()))
 
 
 def open_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
@@ -72,8 +73,7 @@ def close_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -
 
 
 def _open(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
-    shared = block(state)
-    with torch.no_grad(), exact_denormals(_entries(live)):
+    with torch.no_grad(), exact_denormals(_entries(live)), edit_state(state) as shared:
         copy_into(mid, live)
         total, bad = l1_change(live, arena_views(anchor, live))
         shared["state"]["partial_l1"], shared["state"]["partial_bad"] = total, bad
@@ -84,25 +84,24 @@ def _open(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) ->
 
 
 def _close(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
-    shared = block(state)
-    if controller.changes_live(shared["config"]):
-        bad = _fuse_all(live, arena_views(anchor, live), arena_views(mid, live), shared)
-    else:
-        bad = 0
-        if not shared["state"]["reject"]:  # a snapshot that was not finite is no anchor
-            copy_into(anchor, live)
-    shared["state"]["partial_bad"] = bad
-    if shared["state"]["defer"]:
-        return
-    controller.close_merge(shared, ring(state), bad)
+    with edit_state(state) as shared:
+        if controller.changes_live(shared["config"]):
+            bad = _fuse_all(live, arena_views(anchor, live), arena_views(mid, live), shared)
+        else:
+            bad = 0
+            if not shared["state"]["reject"]:  # a snapshot that was not finite is no anchor
+                copy_into(anchor, live)
+        shared["state"]["partial_bad"] = bad
+        if shared["state"]["defer"]:
+            return
+        controller.close_merge(shared, ring(state), bad)
     repair_(live, anchor, mid, state)
 
 
 def advance_(partials: Tensor, state: Tensor) -> None:
     """The transition of the next half from rows of (L1, non-finite entries), added in row order."""
     l1, bad = 0.0, 0
-    shared = block(state)
-    with exact_denormals():
+    with exact_denormals(), edit_state(state) as shared:
         for row_l1, row_bad in partials.tolist():
             l1 += row_l1
             bad += controller.truncate_within(row_bad, 0, controller.INT32_MAX)
@@ -114,7 +113,7 @@ def advance_(partials: Tensor, state: Tensor) -> None:
 
 def repair_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
     """Undo the half that met a non-finite entry: open goes back to anchor, close to mid."""
-    shared = block(state)
+    shared = read_state(state)
     if not shared["state"]["reject"] or not controller.changes_live(shared["config"]):
         return
     source, other = (anchor, mid) if shared["state"]["phase"] == MERGE_OPEN else (mid, anchor)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from aimmerge_fast.kernels.layout import block
+from aimmerge_fast.kernels import layout
 from aimmerge_fast.kernels.registry import Engine
 
 
@@ -54,9 +54,15 @@ class Group:
             engine.repair_()
 
     def _settle(self) -> None:
-        rows = []
-        for state in self._states:
-            fields = block(state)["state"]
-            rows.append((float(fields["partial_l1"]), float(fields["partial_bad"])))
-        self.advance_(torch.tensor(rows, dtype=torch.float64))
+        rows = [_partial_row(state) for state in self._states]
+        for engine, state in zip(self._engines, self._states, strict=True):
+            # a copy to the CPU must have arrived when the host reads it
+            later = state.device.type != "cpu"
+            engine.advance_(torch.stack([row.to(state.device, non_blocking=later) for row in rows]))
         self.repair_()
+
+
+def _partial_row(state: torch.Tensor) -> torch.Tensor:
+    """(2,) fp64 view in a state tensor: this table's L1 and its number of non-finite entries."""
+    start = layout.offset_in_state("partial_l1")
+    return state[start : start + 16].view(torch.float64)

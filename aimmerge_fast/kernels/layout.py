@@ -1,8 +1,7 @@
 """The bytes that host and device share: configuration, state and record, field by field.
 
-The twin of the structs in ``csrc/core/controller.h``; a test compares offsets and sizes. A *state*
-tensor is one uint8 tensor: ``Config | State | ring of records``. The ring holds the newest
-``RING_SIZE`` records; record number ``k`` (from 1) lies at ``(k - 1) % RING_SIZE``.
+The twin of the structs in ``csrc/core/controller.h``; a test compares offsets and sizes. A ring
+holds the newest ``RING_SIZE`` records; record number k (from 1) lies at ``(k - 1) % RING_SIZE``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from aimmerge_fast.config import MAX_MERGE_AT, MAX_WINDOW, POLICIES, SCHEDULES, AIMConfig
@@ -73,8 +71,6 @@ RECORD = np.dtype(
     ]
 )
 BLOCK = np.dtype([("config", CONFIG), ("state", STATE)])
-_RING_START = -(-BLOCK.itemsize // 64) * 64
-STATE_BYTES = _RING_START + RING_SIZE * RECORD.itemsize
 
 Block = Any  # a numpy.void of dtype BLOCK; numpy has no type for structured scalars
 
@@ -85,22 +81,15 @@ def code_number(name: str) -> int:
 
 
 def block(state: torch.Tensor) -> Block:
-    """The configuration and state in a CPU state tensor, as a writable view (no copy)."""
+    """The configuration and state at the start of CPU bytes, as a writable view (no copy)."""
     return state.numpy()[: BLOCK.itemsize].view(BLOCK)[0]
 
 
-def ring(state: torch.Tensor) -> npt.NDArray[Any]:
-    """The record ring of a CPU state tensor: (RING_SIZE,) of RECORD, a view."""
-    return state.numpy()[_RING_START:STATE_BYTES].view(RECORD)
-
-
-def empty_state() -> torch.Tensor:
-    """A zeroed CPU state tensor of STATE_BYTES bytes that points at its own ring."""
-    state = torch.zeros(STATE_BYTES, dtype=torch.uint8)
-    view = block(state)["state"]
-    view["ring"] = state.data_ptr() + _RING_START
-    view["ring_size"] = RING_SIZE
-    return state
+def offset_in_state(field: str) -> int:
+    """Where a field of State lies in a state tensor, in bytes."""
+    fields = STATE.fields
+    assert fields is not None
+    return CONFIG.itemsize + fields[field][1]
 
 
 def write_config(target: Block, config: AIMConfig) -> None:

@@ -7,36 +7,37 @@ about a microsecond. The functional twins build a table from the tensors that th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from aimmerge_fast import _native  # after torch: both must share torch's OpenMP runtime
-from aimmerge_fast.kernels.arena import DTYPES, LOSS_DTYPES, arena_layout, check_apart, check_live
+from aimmerge_fast.kernels.arena import (
+    DTYPES,
+    LOSS_DTYPES,
+    arena_layout,
+    check_apart,
+    check_arenas,
+    check_live,
+)
+from aimmerge_fast.kernels.tiles import DeviceTable
 
 Tensor = torch.Tensor
 _CACHED_ENGINES = 16
 
 
-class Engine:
+class CpuEngine:
     """The ops bound to one set of tensors; see ``aimmerge_fast.kernels`` for what each does."""
 
     def __init__(self, live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
-        for name, buffer in (("anchor", anchor), ("mid", mid), ("state", state)):
-            _check_buffer(name, buffer)
         self._kept = (anchor, mid, state)  # addresses below must outlive this object
         self._native = _native.Engine(anchor.data_ptr(), mid.data_ptr(), state.data_ptr())
         self.rebind(live)
 
     def rebind(self, live: Sequence[Tensor]) -> None:
-        device = check_live(live)
-        if device.type != "cpu":
-            raise ValueError(f"live is on {device}; this build's native kernels run on the CPU")
+        _check(live, *self._kept)
         layout = arena_layout(live)
-        if any(buffer.numel() < layout.nbytes for buffer in self._kept[:2]):
-            raise ValueError(f"anchor and mid need {layout.nbytes} bytes for these tensors")
-        if live:
-            check_apart(live, *self._kept[:2])
         self._live = list(live)
         self._native.bind(
             [tensor.data_ptr() for tensor in live],
@@ -61,6 +62,79 @@ class Engine:
     def advance_(self, partials: Tensor) -> None:
         rows = partials.contiguous()
         self._native.advance(rows.data_ptr(), rows.shape[0])
+
+
+class CudaEngine:
+    """The ops as CUDA kernels on the current stream of the tensors' device.
+
+    Constructing it uploads the tile table and loads every kernel; no method allocates, copies or
+    waits, so that all of them can be captured into a CUDA graph.
+
+    Args:
+        module: the compiled module that launches.
+    """
+
+    def __init__(
+        self,
+        live: Sequence[Tensor],
+        anchor: Tensor,
+        mid: Tensor,
+        state: Tensor,
+        *,
+        module: Any = _native,
+    ) -> None:
+        self._kept = (anchor, mid, state)
+        self._module = module
+        _check(live, *self._kept)
+        self._stream = stream_of(state.device)
+        self._table = DeviceTable(live, state.device)
+        module.cuda_kernels(state.device.index or 0)  # loads them: not to happen in a capture
+        self._bind(live)
+
+    def rebind(self, live: Sequence[Tensor]) -> None:
+        _check(live, *self._kept)
+        self._table.rebind(live)
+        self._bind(live)
+
+    def _bind(self, live: Sequence[Tensor]) -> None:
+        table, device = self._table, self._kept[2].device.index or 0
+        addresses = (buffer.data_ptr() for buffer in (*self._kept, table.scratch))
+        self._native = self._module.CudaEngine(*addresses, device)
+        self._native.bind(table.tiles.data_ptr(), table.count, table.narrow)
+        self._live = list(live)
+
+    def observe_(self, loss: Tensor) -> None:
+        self._native.observe(loss.data_ptr(), LOSS_DTYPES[loss.dtype], self._stream())
+
+    def open_(self) -> None:
+        self._native.open(self._stream())
+
+    def close_(self) -> None:
+        self._native.close(self._stream())
+
+    def repair_(self) -> None:
+        self._native.repair(self._stream())
+
+    def advance_(self, partials: Tensor) -> None:
+        rows = partials.contiguous()
+        self._native.advance(rows.data_ptr(), rows.shape[0], self._stream())
+
+
+def Engine(
+    live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor
+) -> CpuEngine | CudaEngine:
+    """The engine for the device of ``state``."""
+    kind = CpuEngine if state.device.type == "cpu" else CudaEngine
+    return kind(live, anchor, mid, state)
+
+
+def stream_of(device: torch.device) -> Callable[[], int]:
+    """What gives the handle of the device's current stream, in well under a microsecond."""
+    if device.type != "cuda":
+        return lambda: 0
+    raw: Callable[[int], int] = torch._C._cuda_getCurrentRawStream  # as Triton's launcher does
+    index = device.index
+    return lambda: raw(index)
 
 
 def observe_(loss: Tensor, state: Tensor) -> None:
@@ -88,10 +162,12 @@ def repair_(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) 
     _engine(live, anchor, mid, state).repair_()
 
 
-_engines: OrderedDict[tuple[object, ...], Engine] = OrderedDict()
+_engines: OrderedDict[tuple[object, ...], CpuEngine | CudaEngine] = OrderedDict()
 
 
-def _engine(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> Engine:
+def _engine(
+    live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor
+) -> CpuEngine | CudaEngine:
     """An engine for exactly these addresses; a cached one keeps its tensors alive, so a cached
     address cannot have been reused for other memory."""
     key = (
@@ -105,14 +181,12 @@ def _engine(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) 
     return engine
 
 
-def _state_engine(state: Tensor) -> Engine:
+def _state_engine(state: Tensor) -> CpuEngine | CudaEngine:
     return _engine([], state, state, state)
 
 
-def _check_buffer(name: str, buffer: Tensor) -> None:
-    if buffer.device.type != "cpu" or buffer.dtype != torch.uint8 or not buffer.is_contiguous():
-        raise ValueError(
-            f"{name} must be a contiguous uint8 CPU tensor, got {buffer.dtype} on {buffer.device}"
-        )
-    if buffer.data_ptr() % 16:
-        raise ValueError(f"{name} starts at an address that is no multiple of 16; use new_arena()")
+def _check(live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
+    check_arenas(live, anchor, mid, state)
+    check_live(live)
+    if live:
+        check_apart(live, anchor, mid)

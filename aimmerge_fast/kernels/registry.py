@@ -11,7 +11,8 @@ from typing import Protocol, cast
 import torch
 
 #: Fastest first; ``auto`` takes the first that works on the device.
-BACKENDS = ("native", "eager")
+BACKENDS = ("native", "triton", "eager")
+_MODULES = {"triton": "triton_kernels"}  # a module named triton would hide the library
 
 
 class Engine(Protocol):
@@ -35,8 +36,8 @@ class Choice:
 
 def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """For each backend: None when it works on ``device``, else the reason that it does not."""
-    kind = torch.device(device).type
-    return {"native": _why_not_native(kind), "eager": None}
+    device = torch.device(device)
+    return {"native": _why_not_native(device), "triton": _why_not_triton(device), "eager": None}
 
 
 def choose(name: str, device: torch.device | str) -> Choice:
@@ -53,18 +54,21 @@ def choose(name: str, device: torch.device | str) -> Choice:
         if reasons[name] is not None:
             raise RuntimeError(f"backend {name!r} cannot work on {device}: {reasons[name]}")
         return Choice(name, "asked for")
+    kind = torch.device(device).type
+    if kind == "cpu" and reasons["triton"] is None:
+        reasons["triton"] = "interpreted on the CPU, which is for tests"
     passed_over = []
     for candidate in BACKENDS:
         if reasons[candidate] is None:
             break
         passed_over.append(f"{candidate}: {reasons[candidate]}")
-    why = f"fastest that works on {torch.device(device).type}"
+    why = f"fastest that works on {kind}"
     return Choice(candidate, "; ".join([why, *passed_over]))
 
 
 def load(name: str) -> ModuleType:
     """The module of a backend that ``choose`` approved."""
-    return importlib.import_module(f"aimmerge_fast.kernels.{name}")
+    return importlib.import_module(f"aimmerge_fast.kernels.{_MODULES.get(name, name)}")
 
 
 def engine(
@@ -78,11 +82,44 @@ def engine(
     return cast(Engine, load(backend).Engine(live, anchor, mid, state))
 
 
-def _why_not_native(device_kind: str) -> str | None:
-    if device_kind != "cpu":
-        return f"this version has native kernels for the CPU only, not for {device_kind}"
+def _why_not_native(device: torch.device) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"there are native kernels for cpu and cuda, none for {device.type}"
     try:
-        importlib.import_module("aimmerge_fast._native")
+        native = importlib.import_module("aimmerge_fast._native")
     except ImportError as error:
         return f"the compiled module is missing or does not load ({error})"
+    if device.type == "cpu":
+        return None
+    if not hasattr(native, "CudaEngine"):
+        return "the compiled module was built without CUDA kernels (aimmerge doctor says why)"
+    return _why_not_cuda(device, min(native.cuda_architectures()))
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton does not load ({error})"
+    release = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if release < (3, 6):
+        return f"triton {triton.__version__} is too old; 3.6 or newer is needed"
+    if device.type == "cpu":
+        if triton.knobs.runtime.interpret:
+            return None
+        return "Triton compiles for GPUs; TRITON_INTERPRET=1 interprets its kernels on the CPU"
+    if device.type != "cuda":
+        return f"there are Triton kernels for cuda, none for {device.type}"
+    return _why_not_cuda(device, 75)
+
+
+def _why_not_cuda(device: torch.device, lowest: int) -> str | None:
+    """Why kernels for compute capability ``lowest`` (75: 7.5) and above do not run there."""
+    if torch.version.cuda is None:
+        return "torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < lowest:
+        return f"the GPU has compute capability {major}.{minor}, below {lowest // 10}.{lowest % 10}"
     return None

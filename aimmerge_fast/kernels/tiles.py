@@ -1,0 +1,113 @@
+"""The tile table: how the live tensors are cut into tiles, and its place on a device.
+
+The twin of ``tile_at`` in ``csrc/core/tiles.h``, for backends whose kernels read the table from
+device memory; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from aimmerge_fast.kernels.arena import DTYPES, arena_layout
+
+ENTRIES = 4096  # of a full tile
+WIDE = 4  # flag of a full tile whose live address is 16-byte aligned, as the arenas' always are
+TILE = np.dtype([("address", "u8"), ("offset", "i8"), ("count", "i4"), ("flags", "i4")])
+_ITEM_SIZES = [dtype.itemsize for dtype in DTYPES]
+SCRATCH_HEADER = 16  # bytes: uint32 ticket, 4 unused, uint64 count of non-finite entries
+
+
+def tile_count(entries: int) -> int:
+    return -(-entries // ENTRIES)
+
+
+def tiles_at(
+    address: int, entries: int, offset: int, dtype: int, numbers: npt.NDArray[np.int64]
+) -> npt.NDArray[Any]:
+    """Tiles number ``numbers`` of one tensor: (len(numbers),) of TILE.
+
+    Args:
+        address, offset: of the tensor's first entry, in memory and in the arenas, in bytes.
+        dtype: number in the table (``arena.DTYPES``).
+    """
+    first = numbers * ENTRIES
+    start = first * _ITEM_SIZES[dtype]
+    tiles = np.empty(len(numbers), TILE)
+    tiles["address"] = np.uint64(address) + start.astype(np.uint64)
+    tiles["offset"] = offset + start
+    tiles["count"] = np.minimum(entries - first, ENTRIES)
+    wide = (tiles["count"] == ENTRIES) & (tiles["address"] % np.uint64(16) == 0)
+    tiles["flags"] = np.where(wide, dtype | WIDE, dtype)
+    return tiles
+
+
+def plan(live: Sequence[torch.Tensor]) -> npt.NDArray[Any]:
+    """The tiles of all tensors in order: (tiles,) of TILE."""
+    parts = [np.empty(0, TILE)]
+    for tensor, offset in zip(live, arena_layout(live).offsets, strict=True):
+        entries = tensor.numel()
+        numbers = np.arange(tile_count(entries), dtype=np.int64)
+        place = tensor.data_ptr(), entries, offset, DTYPES[tensor.dtype]
+        parts.append(tiles_at(*place, numbers))
+    return np.concatenate(parts)
+
+
+class DeviceTable:
+    """The tile table of one set of tensors and the scratch of the kernels that walk it.
+
+    Attributes:
+        tiles: uint8, count * 24 bytes on the device; rewritten in place by ``rebind``.
+        scratch: uint8 on the device: ticket, count of non-finite entries, one partial sum a tile.
+            Zero between launches except for the partial sums.
+        count: number of tiles.
+        narrow: every tile holds 16-bit entries.
+    """
+
+    def __init__(self, live: Sequence[torch.Tensor], device: torch.device) -> None:
+        self._device = device
+        self.tiles: torch.Tensor
+        self._write(plan(live), live)
+
+    def rebind(self, live: Sequence[torch.Tensor]) -> bool:
+        """Describe other tensors; True when the buffers had to be replaced.
+
+        Raises: RuntimeError while a CUDA graph is captured: the upload cannot be part of it.
+        """
+        if is_capturing(self._device):
+            raise RuntimeError(
+                "the parameters changed their addresses while a CUDA graph is captured; call "
+                "the op once on these tensors before the capture"
+            )
+        tiles = plan(live)
+        if len(tiles) == self.count:
+            self.tiles.copy_(_bytes(tiles))
+            self.narrow = _is_narrow(live)
+            return False
+        self._write(tiles, live)
+        return True
+
+    def _write(self, tiles: npt.NDArray[Any], live: Sequence[torch.Tensor]) -> None:
+        self.count = len(tiles)
+        self.narrow = _is_narrow(live)
+        self.tiles = _bytes(tiles).to(self._device)
+        nbytes = SCRATCH_HEADER + 8 * max(1, self.count)
+        self.scratch = torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Whether the current stream of a CUDA ``device`` is being captured into a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _is_narrow(live: Sequence[torch.Tensor]) -> bool:
+    held = [t for t in live if t.numel()]
+    return bool(held) and all(t.element_size() == 2 for t in held)
+
+
+def _bytes(tiles: npt.NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(tiles).view(np.uint8))
