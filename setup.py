@@ -41,12 +41,17 @@ ABI = str(sysconfig.get_config_var("EXT_SUFFIX"))
 OPTIMISE = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 EXACT = ["-fno-fast-math", "-ffp-contract=off"]
 LINK = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+# The static runtime hides its names, or torch's own one would take their place.
+CUDA_LINK = ["-shared", "-cudart=static", "-Xlinker", "--exclude-libs=ALL"]
 # Code for each of these, and PTX of the lowest and highest: no listed cubin covers e.g. sm_110.
 CUDA_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "103", "120")
 
 CXX20_PROBE = "#include <bit>\nint probe(float x) { return std::bit_cast<int>(x); }\n"
 HEADER_PROBE = "#include <Python.h>\nint probe() { return PY_MAJOR_VERSION; }\n"
 OPENMP_PROBE = "#include <omp.h>\nint probe() { return omp_get_max_threads(); }\n"
+CUDA_PROBE = """static_assert(__cplusplus >= 202002L);
+__global__ void probe(int* x) { *x = __builtin_bit_cast(int, 1.0f); }
+"""
 
 
 def fail(message: str) -> SystemExit:
@@ -93,12 +98,12 @@ class Toolchain:
     cuda: Cuda
 
 
-def attempt(command: list[str], source: str) -> str | None:
+def attempt(command: list[str], source: str, suffix: str = ".cpp") -> str | None:
     """Compile and link ``source`` with ``command``; None when that works, else why not."""
     with tempfile.TemporaryDirectory() as folder:
-        probe = Path(folder, "probe.cpp")
+        probe = Path(folder, f"probe{suffix}")
         probe.write_text(source)
-        full = [*command, *LINK, "-fPIC", str(probe), "-o", str(Path(folder, "probe.so"))]
+        full = [*command, str(probe), "-o", str(Path(folder, "probe.so"))]
         try:
             done = subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -118,8 +123,9 @@ def find_ninja() -> list[str] | None:
     return [found] if found else None
 
 
-def find_cuda() -> Cuda:
-    """What CUDA kernels can be built with; needs no GPU."""
+@functools.cache
+def find_cuda(cxx: str | None) -> Cuda:
+    """What CUDA kernels can be built with, on ``cxx`` if there is one; needs no GPU."""
     if switch("AIMMERGE_CUDA") == "off":
         return Cuda("switched off by AIMMERGE_CUDA=off")
     if not any(ROOT.glob("csrc/cuda/*.cu")):
@@ -133,6 +139,11 @@ def find_cuda() -> Cuda:
     found = tuple(known[each] for each in listed.stdout.split() if each in known)
     if not found:
         return Cuda(f"nvcc knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
+    if cxx is not None:  # an nvcc without C++20, or one that refuses this compiler
+        probe = [nvcc, "-ccbin", cxx, "-std=c++20", f"-arch=sm_{found[0]}", *CUDA_LINK]
+        error = attempt([*probe, "-Xcompiler=-fPIC"], CUDA_PROBE, ".cu")
+        if error is not None:
+            return Cuda(f"nvcc does not compile here ({error})")
     return Cuda(f"nvcc, sm_{' sm_'.join(found)}", nvcc, found)
 
 
@@ -141,7 +152,7 @@ def find_compiler() -> list[str] | str:
     named = os.environ.get("CXX")
     errors = []
     for command in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
-        error = attempt([*command, "-std=c++20"], CXX20_PROBE)
+        error = attempt([*command, "-std=c++20", *LINK, "-fPIC"], CXX20_PROBE)
         if error is None:
             return command
         errors.append(error)
@@ -164,16 +175,16 @@ def toolchain() -> Toolchain | str:
 
     paths = sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")})
     python = [word for path in paths for word in ("-isystem", path)]  # its warnings are not ours
-    missing = attempt([*cxx, "-std=c++20", *python], HEADER_PROBE)
+    missing = attempt([*cxx, "-std=c++20", *LINK, "-fPIC", *python], HEADER_PROBE)
     if missing is not None:
         return f"the headers of Python (python3-dev) do not compile ({missing})"
-    openmp = attempt([*cxx, "-std=c++20", "-fopenmp"], OPENMP_PROBE) is None
+    openmp = attempt([*cxx, "-std=c++20", *LINK, "-fPIC", "-fopenmp"], OPENMP_PROBE) is None
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
     flags = [*OPTIMISE, *extra, *EXACT, *(["-fopenmp"] if openmp else [])]
     includes = [f"-I{ROOT / 'csrc'}", "-isystem", pybind11.get_include(), *python]
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True)
     words = version.stdout.splitlines()[0]
-    return Toolchain(cxx, words, ninja, includes, flags, openmp, find_cuda())
+    return Toolchain(cxx, words, ninja, includes, flags, openmp, find_cuda(cxx[0]))
 
 
 def ninja_file(tools: Toolchain, target: Path) -> str:
@@ -190,7 +201,7 @@ def ninja_file(tools: Toolchain, target: Path) -> str:
     if tools.cuda.nvcc:  # nvcc links too: it knows where its static runtime lies
         compilers[".cpp"].append("-DAIMMERGE_CUDA=1")
         compilers[".cu"] = tools.cuda.compiler(tools.cxx[0])
-        link = [tools.cuda.nvcc, "-ccbin", tools.cxx[0], "-shared", "-cudart=static"]
+        link = [tools.cuda.nvcc, "-ccbin", tools.cxx[0], *CUDA_LINK]
         link += ["-Xcompiler=-fopenmp"] if tools.openmp else []
     text = ["ninja_required_version = 1.8"]
     for suffix, words in compilers.items():
@@ -199,7 +210,9 @@ def ninja_file(tools: Toolchain, target: Path) -> str:
         text += ["  depfile = $out.d", "  deps = gcc"]
     text += ["rule link", f"  command = {command(link)} $in -o $out"]
     sources = [ROOT / "csrc/bindings.cpp", *sorted(ROOT.glob("csrc/cpu/*.cpp"))]
-    sources += sorted(ROOT.glob("csrc/cuda/*.cu")) if tools.cuda.nvcc else []
+    if tools.cuda.nvcc:  # first, because they take longest
+        cuda = [each for each in sorted(ROOT.glob("csrc/cuda/*")) if each.suffix in compilers]
+        sources = [*cuda, *sources]
     objects = [f"{source.parent.name}_{source.name}.o" for source in sources]
     for source, built in zip(sources, objects, strict=True):
         text.append(f"build {built}: {source.suffix[1:]} {escape(source)}")
@@ -269,7 +282,8 @@ class BuildInfo(Command):
 
     def describe(self) -> dict[str, Any]:
         """The record that ``aimmerge doctor`` shows."""
-        tools, cuda, failure = toolchain(), find_cuda(), self.distribution.native_failure
+        tools, failure = toolchain(), self.distribution.native_failure
+        cuda = find_cuda(None) if isinstance(tools, str) else tools.cuda
         info = {"version": self.distribution.get_version(), "abi": ABI, "native": False}
         info |= {"cuda": False, "cuda_reason": cuda.reason}
         if isinstance(tools, str) or failure is not None:

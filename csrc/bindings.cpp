@@ -10,6 +10,9 @@
 #include "cpu/engine.h"
 #include "cpu/isa.h"
 #include "cpu/triad.h"
+#if AIMMERGE_CUDA
+#include "cuda/bindings.h"
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -218,7 +221,7 @@ int threads() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "CPU kernels of aimmerge_fast; use aimmerge_fast.kernels, which checks its arguments";
+  m.doc() = "kernels of aimmerge_fast; use aimmerge_fast.kernels, which checks its arguments";
   py::class_<Engine>(m, "Engine", py::module_local())
       .def(py::init<uint64_t, uint64_t, uint64_t>())
       .def("bind", &Engine::bind)
@@ -242,4 +245,7 @@ PYBIND11_MODULE(_native, m) {
         triad(at<float>(a), at<const float>(b), at<const float>(c), n, nontemporal);
       },
       py::call_guard<py::gil_scoped_release>());
+#if AIMMERGE_CUDA
+  cuda::bind_cuda(m);
+#endif
 }

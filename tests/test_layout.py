@@ -13,6 +13,7 @@ from aimmerge_fast.config import MAX_MERGE_AT, MAX_WINDOW, POLICIES, SCHEDULES, 
 from aimmerge_fast.events import CODES
 from aimmerge_fast.kernels import eager_controller, layout
 from aimmerge_fast.kernels.arena import DTYPES
+from aimmerge_fast.kernels.states import STATE_BYTES
 
 _native = pytest.importorskip("aimmerge_fast._native", reason="there is no native module here")
 STRUCTS = {"Config": layout.CONFIG, "State": layout.STATE, "Record": layout.RECORD}
@@ -38,7 +39,7 @@ def test_config_and_state_follow_each_other() -> None:
 
 def test_the_ring_is_memory_of_its_own() -> None:
     state = kernels.new_state(AIMConfig())
-    assert state.numel() == kernels.STATE_BYTES == layout.BLOCK.itemsize
+    assert state.numel() == STATE_BYTES == layout.BLOCK.itemsize
     ring = kernels.ring(state)
     assert ring.ctypes.data == int(kernels.read_state(state)["state"]["ring"])
     assert ring.ctypes.data % 64 == 0
