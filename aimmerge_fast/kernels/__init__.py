@@ -16,6 +16,11 @@ repair_     undoes the half that met a non-finite entry                        -
 All tensors of a call are on one device. ``live`` is a list of 1-D dense views of the parameters
 (fp32, bf16 or fp16, mixed at will) that are never moved; ``anchor`` and ``mid`` are uint8 arenas
 from ``new_arena``; ``state`` is the uint8 tensor from ``new_state``.
+
+The functions below are ops of ``torch.library`` (``library.py``), so they can stand inside
+``torch.compile``. For autograd an op has written all that its schema lets it write: a graph that is
+kept across ``open_``, ``close_`` or ``repair_`` raises in its backward pass, rejected or not.
+An ``Engine`` goes past the dispatcher and past autograd.
 """
 
 from __future__ import annotations
@@ -24,20 +29,13 @@ from collections.abc import Sequence
 
 import torch
 
-from aimmerge_fast.kernels.arena import (
-    LOSS_DTYPES,
-    arena_layout,
-    arena_views,
-    check_live,
-    copy_into,
-    copy_out,
-    new_arena,
-)
+from aimmerge_fast.kernels import library
+from aimmerge_fast.kernels.arena import arena_layout, arena_views, copy_into, copy_out, new_arena
+from aimmerge_fast.kernels.checks import check_loss
 from aimmerge_fast.kernels.group import Group
-from aimmerge_fast.kernels.registry import BACKENDS, Choice, Engine, available, choose, engine, load
+from aimmerge_fast.kernels.registry import BACKENDS, Choice, Engine, available, choose, engine
 from aimmerge_fast.kernels.states import (
     SAVED_BYTES,
-    STATE_BYTES,
     abandon_merge,
     begin_task,
     load_state,
@@ -93,8 +91,9 @@ def observe_(loss: torch.Tensor, state: torch.Tensor, *, backend: str = "auto") 
     Numerics: everything fp64. A non-finite loss counts as a step, is no sample, never activates.
     Raises: ValueError when ``loss`` is no scalar or lies on another device.
     """
-    check_loss(loss, state.device)
-    load(choose(backend, state.device).name).observe_(loss.detach(), state)
+    if not isinstance(loss, torch.Tensor):
+        check_loss(loss)
+    library.observe_(loss, state, backend=backend)
 
 
 def open_(
@@ -121,8 +120,7 @@ def open_(
         on every backend, for any number of threads.
     Raises: ValueError naming the tensor for an unsupported dtype, shape, stride or device.
     """
-    check_call(live, anchor, mid, state)
-    load(choose(backend, anchor.device).name).open_(live, anchor, mid, state)
+    library.open_(list(live), anchor, mid, state, backend=backend)
 
 
 def close_(
@@ -143,8 +141,7 @@ def close_(
         no fused multiply-add; then rounded to the storage dtype.
     Raises: ValueError as ``open_``.
     """
-    check_call(live, anchor, mid, state)
-    load(choose(backend, anchor.device).name).close_(live, anchor, mid, state)
+    library.close_(list(live), anchor, mid, state, backend=backend)
 
 
 def advance_(partials: torch.Tensor, state: torch.Tensor, *, backend: str = "auto") -> None:
@@ -155,13 +152,7 @@ def advance_(partials: torch.Tensor, state: torch.Tensor, *, backend: str = "aut
         state: from ``new_state``. Mutated.
     Raises: ValueError when ``partials`` has another shape, dtype or device.
     """
-    if partials.dim() != 2 or partials.shape[1] != 2 or partials.dtype != torch.float64:
-        raise ValueError(
-            f"partials must be (k, 2) float64, got {tuple(partials.shape)} {partials.dtype}"
-        )
-    if partials.device != state.device:
-        raise ValueError(f"partials are on {partials.device}, the state on {state.device}")
-    load(choose(backend, state.device).name).advance_(partials, state)
+    library.advance_(partials, state, backend=backend)
 
 
 def repair_(
@@ -177,37 +168,4 @@ def repair_(
     ``open_`` and ``close_`` do this themselves; after a deferred one it follows ``advance_``.
     Args and Raises: as ``open_``.
     """
-    check_call(live, anchor, mid, state)
-    load(choose(backend, anchor.device).name).repair_(live, anchor, mid, state)
-
-
-def check_loss(loss: torch.Tensor, device: torch.device | None = None) -> None:
-    """``ValueError`` unless ``loss`` is one floating-point number (on ``device`` if given)."""
-    if not isinstance(loss, torch.Tensor):
-        raise ValueError(f"the history loss must be a scalar tensor, got {type(loss).__name__}")
-    if loss.numel() != 1 or loss.dtype not in LOSS_DTYPES:
-        raise ValueError(
-            "the history loss must be a scalar of fp32, fp64, bf16 or fp16, got "
-            f"a {loss.dtype} tensor of shape {tuple(loss.shape)}"
-        )
-    if device is not None and loss.device != device:
-        raise ValueError(f"the history loss is on {loss.device}, the controller on {device}")
-
-
-def check_call(
-    live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.Tensor, state: torch.Tensor
-) -> None:
-    """``ValueError`` naming the argument that lies on another device or has another size."""
-    device = check_live(live)
-    needed = arena_layout(live).nbytes
-    for name, buffer in (("anchor", anchor), ("mid", mid)):
-        if live and buffer.device != device:
-            raise ValueError(f"{name} is on {buffer.device} and live on {device}; use one device")
-        if buffer.numel() < needed:
-            raise ValueError(f"{name} has {buffer.numel()} bytes, these tensors need {needed}")
-    if live and state.device != device:
-        raise ValueError(
-            f"state is on {state.device} and live on {device}; use new_state(device=...)"
-        )
-    if state.numel() != STATE_BYTES:
-        raise ValueError(f"state has {state.numel()} bytes, expected {STATE_BYTES}")
+    library.repair_(list(live), anchor, mid, state, backend=backend)

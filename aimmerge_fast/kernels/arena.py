@@ -65,10 +65,11 @@ def check_apart(live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.T
             )
 
 
-def check_arenas(
+def check_bindable(
     live: Sequence[torch.Tensor], anchor: torch.Tensor, mid: torch.Tensor, state: torch.Tensor
 ) -> None:
-    """``ValueError`` naming the buffer that a compiled kernel cannot address."""
+    """``ValueError`` naming the tensor that a compiled kernel cannot address."""
+    check_live(live)
     device = live[0].device if live else state.device
     needed = arena_layout(live).nbytes
     for name, buffer in (("anchor", anchor), ("mid", mid), ("state", state)):
@@ -83,6 +84,8 @@ def check_arenas(
             )
         if name != "state" and buffer.numel() < needed:
             raise ValueError(f"{name} has {buffer.numel()} bytes, these tensors need {needed}")
+    if live:
+        check_apart(live, anchor, mid)
 
 
 def arena_layout(live: Sequence[torch.Tensor]) -> Layout:

@@ -40,8 +40,9 @@ def new_state(
     ``defer``: ``open_`` and ``close_`` leave the transition to ``advance_`` (several tables).
     """
     device = torch.device(device)
-    address = _take_ring(device)
-    state = torch.zeros(STATE_BYTES, dtype=torch.uint8, device=device)
+    with torch.inference_mode(False):  # they are written outside of it too
+        address = _take_ring(device)
+        state = torch.zeros(STATE_BYTES, dtype=torch.uint8, device=device)
     weakref.finalize(state, _give_back, device.type, address).atexit = False
     with edit_state(state) as shared:
         layout.write_config(shared, config)

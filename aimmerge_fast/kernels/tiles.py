@@ -66,23 +66,19 @@ class DeviceTable:
             Zero between launches except for the partial sums.
         count: number of tiles.
         narrow: every tile holds 16-bit entries.
+
+    Raises: RuntimeError while a CUDA graph is captured.
     """
 
     def __init__(self, live: Sequence[torch.Tensor], device: torch.device) -> None:
         self._device = device
         self.tiles: torch.Tensor
+        self._require_no_capture()
         self._write(plan(live), live)
 
     def rebind(self, live: Sequence[torch.Tensor]) -> bool:
-        """Describe other tensors; True when the buffers had to be replaced.
-
-        Raises: RuntimeError while a CUDA graph is captured: the upload cannot be part of it.
-        """
-        if is_capturing(self._device):
-            raise RuntimeError(
-                "the parameters changed their addresses while a CUDA graph is captured; call "
-                "the op once on these tensors before the capture"
-            )
+        """Describe other tensors; True when the buffers had to be replaced."""
+        self._require_no_capture()
         tiles = plan(live)
         if len(tiles) == self.count:
             self.tiles.copy_(_bytes(tiles))
@@ -90,6 +86,13 @@ class DeviceTable:
             return False
         self._write(tiles, live)
         return True
+
+    def _require_no_capture(self) -> None:
+        if is_capturing(self._device):
+            raise RuntimeError(
+                "tensors at new addresses while a CUDA graph is captured, which cannot hold the "
+                "upload of their table; call the op once on these tensors before the capture"
+            )
 
     def _write(self, tiles: npt.NDArray[Any], live: Sequence[torch.Tensor]) -> None:
         self.count = len(tiles)
