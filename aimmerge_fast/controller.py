@@ -62,15 +62,19 @@ class Controller:
         self.bad_probes: str | None = None  # what to raise at the next decision
         self._last_kind = "collect"
         self._merge = 0  # number of the newest merge
+        self.captured = False  # a CUDA graph holds an observe(): replays launch, due() counts
+        self._kept: list[torch.Tensor] = []  # the losses that graphs read
+        devices = [state.device for state in states]
+        self.graph_device = next((d for d in devices if d.type == "cuda"), devices[0])
 
     # ---- one task ------------------------------------------------------------------------
 
     def begin_task(self, name: str, number: int) -> None:
         """Start task ``number``: everything but the ring begins anew; blocks."""
         self.finish_records()
-        self.mailbox.read = self.launched  # an aborted task may have left a probe unread
         for state in self._states:
             kernels.begin_task(state, number)
+        self._forget_unread()  # an aborted task may have left a probe unread
         self.task = name
         self.host.begin_task(int(kernels.read_state(self._states[0])["state"]["S"]))
         self.observed = self.reported = self.bad_in_a_row = 0
@@ -86,12 +90,34 @@ class Controller:
         self.launched += 1
         self.observed += 1
 
+    def capture(self, loss: torch.Tensor) -> None:
+        """``observe`` into the CUDA graph that is being captured: nothing runs, nothing counts.
+
+        Raises:
+            RuntimeError: a loss on another device, or parameters on several.
+        """
+        devices = [state.device for state in self._states]
+        if len(devices) > 1 or loss.device != devices[0]:
+            raise RuntimeError(
+                f"observe() in a CUDA graph takes a loss on the parameters' one device, got one on "
+                f"{loss.device} for {', '.join(map(str, devices))}; call it outside the graph"
+            )
+        self._engine.observe_(loss)
+        self._kept.append(loss)
+        self.captured = True
+
     def due(self) -> bool:
         """Count one update and say whether to merge now; waits only where the rule demands it.
 
+        With a captured ``observe`` and no other loss pending, one replay is counted as launched.
+
         Raises:
             BadProbes: ``max_bad_probes`` losses in a row were not finite.
+            RuntimeError: the graph was replayed more often than this was called.
         """
+        if self.captured and self.observed <= self.host.steps:
+            self.launched += 1
+            self.observed += 1
         self.host.count_step()
         self.drain()
         verdict = self.host.verdict()
@@ -99,8 +125,19 @@ class Controller:
             self.mailbox.wait_for(self.launched)  # the newest record is this step's
             self.drain()
             verdict = self._decided()
+        if self.captured:
+            self._check_replays()
+            self._make_room()  # for the next replay, which cannot ask
         self.raise_bad_probes()
         return verdict is Verdict.CERTAIN
+
+    def _check_replays(self) -> None:
+        if self.mailbox.read == self.launched and self.mailbox.peek() is not None:
+            raise RuntimeError(
+                f"task {self.task!r}, step {self.host.steps}: the device judged more history "
+                "losses than due() was called for; replay a graph that holds observe() once "
+                "before each due(), and not inside a merge"
+            )
 
     def _decided(self) -> Verdict:
         kind = self._last_kind
@@ -171,7 +208,7 @@ class Controller:
         """
         self.finish_records()
         self.drain()
-        self.mailbox.read = self.launched  # what is left is the record of the forgotten probe
+        self._forget_unread()  # what is left is the record of the forgotten probe
         self.observed = self.reported
         if not keep_progress:
             self.host.begin_interval(self.host.S)
@@ -193,6 +230,11 @@ class Controller:
     def finish_records(self) -> None:
         """Wait until the device has posted everything that was launched."""
         self.mailbox.wait_until(self.launched)
+
+    def _forget_unread(self) -> None:
+        """Go on behind the newest record, replays that nobody counted included; blocks."""
+        posted = int(kernels.read_state(self._states[0])["state"]["sequence"])
+        self.launched = self.mailbox.read = posted
 
     def _make_room(self) -> None:
         if self.launched - self.mailbox.read >= RING_SIZE - 1:

@@ -31,8 +31,16 @@ class MergeProtocol:
     # ---- the pieces of a step, for custom loops --------------------------------------------
 
     def observe(self, history_loss: torch.Tensor) -> None:
-        """Give the controller one history loss, a floating-point scalar tensor; never waits."""
-        self._require_task("observe()")
+        """Give the controller one history loss, a floating-point scalar tensor; never waits.
+
+        While a CUDA graph is captured nothing is judged: every later replay of the graph judges
+        what the tensor then holds, and ``due()`` follows each replay once.
+        """
+        if kernels.is_capturing(self.controller.graph_device):
+            kernels.check_loss(history_loss)
+            self.controller.capture(history_loss.detach())
+            return
+        self._require_task("observe()", capturable=True)
         if self.controller.is_open:
             raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
         if self.controller.observed > self.controller.host.steps:
@@ -47,7 +55,8 @@ class MergeProtocol:
         self._require_task("due()")
         if self.controller.is_open:
             raise RuntimeError("due() between open_merge() and close_merge(): close it first")
-        if self.controller.observed <= self.controller.host.steps:
+        replayed = self.controller.captured  # only the device knows of its losses
+        if self.controller.observed <= self.controller.host.steps and not replayed:
             raise RuntimeError("due() without a new history loss: call observe(loss) first")
         self.position.probe_pending = False
         return self.controller.due()
@@ -167,9 +176,14 @@ class MergeProtocol:
             )
         return self.rehearsal
 
-    def _require_task(self, what: str) -> None:
+    def _require_task(self, what: str, *, capturable: bool = False) -> None:
         if not self.position.in_task:
             raise RuntimeError(f"{what} outside a task: use `with merger.task(name, memory):`")
+        if not capturable and kernels.is_capturing(self.controller.graph_device):
+            raise RuntimeError(
+                f"{what} while a CUDA graph is captured, where nothing runs; capture observe() "
+                "alone and call the rest outside the graph"
+            )
 
     def _emit(self, event: Event) -> None:
         for sink in self._sinks:

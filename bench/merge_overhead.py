@@ -5,6 +5,7 @@
 
 Adapter shapes are those of the true architectures; the values are random and no model is loaded.
 Cold: the data of a sample was last touched at least 300 MB ago. Hot: it was touched just before.
+On a GPU open and close are timed apart by events, each behind other data in the L2.
 Nothing is timed before its result agreed with Eq. 7 in the same run. The last line of the output is
 one JSON record. Beside the text a chart is drawn, unless told otherwise merge_overhead.png here.
 """
@@ -70,6 +71,8 @@ def run(
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure and print; returns the summary (the last line) and the details (for ``--json``)."""
+    if device.index is not None:
+        torch.cuda.set_device(device)  # events and delays go to the current device
     print(_header(device))
     progress("ceiling")
     commit = environment.commit()

@@ -15,18 +15,34 @@ USABLE = [name for name, reason in kernels.available().items() if reason is None
 
 
 class BackendController:
-    """Drives ``observe_`` and ``advance_`` on a state tensor; parameters play no part."""
+    """Drives ``observe_`` and ``advance_`` on a state tensor; parameters play no part.
 
-    def __init__(self, config: AIMConfig, backend: str, *, task: int = 0) -> None:
+    ``ops``: what takes the place of ``aimmerge_fast.kernels``.
+    """
+
+    def __init__(
+        self,
+        config: AIMConfig,
+        backend: str,
+        *,
+        task: int = 0,
+        ops: Any = kernels,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._backend, self._released = backend, config.policy == "released"
         self._monitors = config.schedule == "monitor"
-        self._state = kernels.new_state(config, task=task)
-        self._fields = kernels.read_state(self._state)["state"]
+        self._ops = ops
+        self._state = kernels.new_state(config, task=task, device=device)
+
+    @property
+    def _fields(self) -> Any:
+        return kernels.read_state(self._state)["state"]
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._state.device)
 
     def observe(self, loss: float) -> str:
-        kernels.observe_(
-            torch.tensor(loss, dtype=torch.float64), self._state, backend=self._backend
-        )
+        self._ops.observe_(self._tensor(loss), self._state, backend=self._backend)
         f = self._fields
         self.t, self.S, self.F = int(f["t"]), int(f["S"]), int(f["F"])
         self.threshold = float(f["threshold"]) if f["has_threshold"] else None
@@ -44,9 +60,8 @@ class BackendController:
         kind = CODES[f["code"]]
         M = int(f["memory_steps"]) if self._released else max(1, t // 2)
         for row in ([l1, bad], [0.0, 0.0]):  # open, then close
-            kernels.advance_(
-                torch.tensor([row], dtype=torch.float64), self._state, backend=self._backend
-            )
+            self._ops.advance_(self._tensor([row]), self._state, backend=self._backend)
+        f = self._fields
         merge = {
             "step": int(f["g"]),
             "S": S,

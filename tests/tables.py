@@ -64,7 +64,7 @@ def set_bits(tensor: torch.Tensor, bits: np.ndarray[Any, Any]) -> None:
 
 
 def bits_of(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
 def bits_like(values: np.ndarray[Any, Any], dtype: torch.dtype) -> np.ndarray[Any, Any]:
@@ -141,15 +141,23 @@ class Table:
     state: torch.Tensor
 
     @classmethod
-    def build(cls, specs: Sequence[Spec], config: AIMConfig, *, defer: bool = False) -> Table:
+    def build(
+        cls,
+        specs: Sequence[Spec],
+        config: AIMConfig,
+        *,
+        defer: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> Table:
         buffers, live = [], []
         for spec in specs:
             start = FENCE_BYTES + spec.offset * spec.dtype.itemsize
             end = start + spec.entries * spec.dtype.itemsize
-            buffers.append(torch.full((end + FENCE_BYTES,), FENCE, dtype=torch.uint8))
+            size = end + FENCE_BYTES
+            buffers.append(torch.full((size,), FENCE, dtype=torch.uint8, device=device))
             live.append(buffers[-1][start:end].view(spec.dtype))
-        arenas = [kernels.new_arena(live).fill_(FENCE) for _ in range(2)]
-        return cls(buffers, live, *arenas, kernels.new_state(config, defer=defer))
+        arenas = [kernels.new_arena(live).fill_(FENCE).to(device) for _ in range(2)]
+        return cls(buffers, live, *arenas, kernels.new_state(config, defer=defer, device=device))
 
     @property
     def fields(self) -> Any:
@@ -202,7 +210,7 @@ class Play:
         kernels.copy_into(table.anchor, table.live)
         engine = table.engine(backend)
         for loss in self.losses:
-            engine.observe_(torch.tensor(loss, dtype=torch.float64))
+            engine.observe_(torch.tensor(loss, dtype=torch.float64, device=table.state.device))
         return [self._half(table, stage, engine) for stage in (1, 2)]
 
     def _half(self, table: Table, stage: int, engine: kernels.Engine) -> list[bytes]:

@@ -22,23 +22,35 @@ _NO_KERNEL = frozenset(
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
-def count(call: Call, device: torch.device) -> int:
-    """Kernels of one call that torch's profiler sees.
+def count(call: Call, device: torch.device, unseen: int = 0) -> int | None:
+    """Kernels of one call.
 
-    On a GPU: the device's kernels, copies and fills. On a CPU: torch operations that call no other,
-    which leaves out compiled code (``Arm.unseen`` adds it).
+    On a GPU: the device's kernels, copies and fills; None where the profiler does not see them. On
+    a CPU: torch operations that call no other, and ``unseen``, the call's own compiled code.
     """
     call()
     if device.type == "cuda":
-        activity = torch.profiler.ProfilerActivity
-        with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as trace:
-            call()
-            torch.cuda.synchronize(device)
-        return sum(event.device_type.name == "CUDA" for event in trace.events())
+        return on_device(call, device) if on_device(_fill(device), device) == 1 else None
     # The plain recorder: Kineto's costs a second per use.
     with torch.autograd.profiler.profile(use_kineto=False) as record:
         call()
-    return sum(_starts_kernel(event) for event in record.function_events)
+    return sum(_starts_kernel(event) for event in record.function_events) + unseen
+
+
+def on_device(call: Call, device: torch.device) -> int:
+    """Kernels, copies and fills that torch's profiler sees on a GPU during ``call``."""
+    activity = torch.profiler.ProfilerActivity
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type.name == "CUDA" for event in trace.events())
+
+
+def _fill(device: torch.device) -> Call:
+    """One kernel, to see whether the profiler works: in some containers it sees nothing."""
+    tensor = torch.zeros(1 << 10, device=device)
+    return lambda: tensor.fill_(1.0)
 
 
 def _starts_kernel(event: torch.autograd.profiler_util.FunctionEvent) -> bool:

@@ -28,18 +28,19 @@ class Measured:
 
     ``spreads[cache][arm]`` in µs per merge (``importance``: per step), ``host_us[backend]`` in µs
     per step hook, ``merge_host_us`` in µs what a merger does around the kernels of a merge (look
-    for re-allocated parameters, tell autograd), ``launches[arm]`` per merge, ``skipped[arm]`` the
-    reason that an arm has no time.
+    for re-allocated parameters, tell autograd), ``launches[arm]`` per merge (None: not seen),
+    ``skipped[arm]`` the reason that an arm has no time; ``wall[arm]`` on a GPU, host and device.
     """
 
     backbone: Backbone
     tensors: int
     bytes_per_merge: int
-    launches: dict[str, int]
+    launches: dict[str, int | None]
     host_us: dict[str, float]
     merge_host_us: dict[str, float]
     spreads: dict[str, dict[str, Spread]]
     skipped: dict[str, str]
+    wall: dict[str, Spread]
 
 
 def backbone(
@@ -62,15 +63,18 @@ def backbone(
             skipped[name] = f"torch.compile failed: {_first_line(error)}"
     progress(f"{what.title}: counting launches, timing the step hook")
     hooks = {name: _hooks(name, inputs, effort, device) for name in backends}
+    launched = {n: launches.count(_merge(arm), device, arm.unseen) for n, arm in arms.items()}
+    spreads, wall = _times(what, {name: makers[name] for name in arms}, inputs, effort, progress)
     return Measured(
         what,
         len(inputs.shapes),
         counted_bytes(inputs.tensors()),
-        {name: launches.count(_merge(arm), device) + arm.unseen for name, arm in arms.items()},
+        launched,
         {name: step for name, (step, _) in hooks.items()},
         {name: merge for name, (_, merge) in hooks.items()},
-        _times(what, {name: makers[name] for name in arms}, inputs, effort, progress),
+        spreads,
         skipped,
+        wall,
     )
 
 
@@ -80,7 +84,8 @@ def _times(
     inputs: gate.Inputs,
     effort: Effort,
     progress: Progress,
-) -> dict[str, dict[str, Spread]]:
+) -> tuple[dict[str, dict[str, Spread]], dict[str, Spread]]:
+    """Spreads by cache state; and on a GPU those of host and device together."""
     device = inputs.start.device
     # A set holds live and anchor at the least; whatever else an arm keeps makes it colder still.
     sets = effort.rotation(2 * inputs.start.numel() * inputs.start.element_size())
@@ -93,7 +98,11 @@ def _times(
     cold = timing.cold(arms, effort, device)
     progress(f"{what.title}: timing hot")
     hot = timing.hot({name: arms[name][0] for name in makers}, effort, device)
-    return {"cold": cold, "hot": hot}
+    wall: dict[str, Spread] = {}
+    if device.type == "cuda":
+        progress(f"{what.title}: timing host and device together")
+        wall = timing.wall({name: arms[name] for name in makers}, effort, device)
+    return {"cold": cold, "hot": hot}, wall
 
 
 def _weighted(rival: Callable[[Sequence[Tensor], Alphas], Arm]) -> Maker:
@@ -107,11 +116,7 @@ def _moved(inputs: gate.Inputs) -> list[Tensor]:
 
 
 def _merge(arm: Arm) -> Call:
-    def merge() -> None:  # holds the arm itself: its kernels know only addresses
-        arm.open_()
-        arm.close_()
-
-    return merge
+    return timing.Halves(arm.open_, arm.close_, arm)
 
 
 def _hooks(

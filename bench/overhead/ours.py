@@ -35,7 +35,7 @@ class Ours:
             self._mid,
         ):  # mid too: its pages must be there when timing starts
             kernels.copy_into(arena, flat)
-        self._state = kernels.new_state(CONFIG)
+        self._state = kernels.new_state(CONFIG, device=flat[0].device)
         self._flat = flat
         engine = kernels.engine(backend, flat, self._anchor, self._mid, self._state)
         self.open_, self.close_, self.observe_ = engine.open_, engine.close_, engine.observe_

@@ -15,6 +15,8 @@ STEPS_PER_EPOCH = 1_000 // 8
 #: S' >= 2 always (a threshold step is never judged), so at most every second step merges.
 MERGES_PER_EPOCH = STEPS_PER_EPOCH // 2
 CACHES = ("cold", "hot")
+#: Of a GPU's merge: so many times the floor, and 4 µs for each of its two launches.
+TARGET_FACTOR, TARGET_LAUNCHES_US = 1.15, 8.0
 
 
 def engine_minutes(hook_us: float, merge_us: float) -> float:
@@ -59,13 +61,32 @@ def _case(
             engine_minutes(one.host_us[backend], us + one.merge_host_us[backend])
         ),
         "table6_overhead_minutes": one.backbone.table6_overhead,
+        **_gpu_fields(one, backend, ceiling),
     }
+
+
+def _gpu_fields(one: Measured, backend: str, ceiling: Ceiling) -> dict[str, Any]:
+    """What only a GPU has: the target, and host and device together (``wall``)."""
+    if not one.wall:
+        return {}
+    walls = {name: spread.p50 for name, spread in one.wall.items()}
+    return {
+        "floor_us": _six(floor_us(one, ceiling)),
+        "target_us": _six(TARGET_FACTOR * floor_us(one, ceiling) + TARGET_LAUNCHES_US),
+        "wall_us": _six(walls[backend]),
+        **{f"{arm}_wall_us": _six(walls.get(arm)) for arm in ("released", "foreach", "compiled")},
+    }
+
+
+def floor_us(one: Measured, ceiling: Ceiling) -> float:
+    """The merge's bytes at the ceiling's bandwidth."""
+    return one.bytes_per_merge / ceiling.best / 1e3
 
 
 def details(measured: list[Measured], ceiling: Ceiling) -> dict[str, Any]:
     """What the one-line summary leaves out: all spreads, launches and skipped arms."""
     return {
-        "ceiling": {**dataclasses.asdict(ceiling), "best": ceiling.best},
+        "ceiling": dataclasses.asdict(ceiling),
         "measured": [
             {
                 "backbone": one.backbone.name,
@@ -75,6 +96,7 @@ def details(measured: list[Measured], ceiling: Ceiling) -> dict[str, Any]:
                 },
                 "launches": one.launches,
                 "skipped": one.skipped,
+                "wall_us": {arm: dataclasses.asdict(s) for arm, s in one.wall.items()},
             }
             for one in measured
         ],
@@ -106,6 +128,7 @@ def backbone_text(one: Measured, ceiling: Ceiling, device: torch.device) -> str:
     lines.append(f"  released, its unused importance scores apart: {scores:,.0f} µs per step, cold")
     for backend in one.host_us:
         lines += [_ratios(one, backend, device), _epoch(one, backend, device)]
+        lines += [_wall(one, backend, ceiling)] if one.wall else []
     return "\n".join(lines)
 
 
@@ -115,7 +138,21 @@ def _row(one: Measured, cache: str, arm: str, ceiling: Ceiling, device: torch.de
     hook = f"{one.host_us[arm]:8.2f}" if arm in one.host_us else f"{'-':>8}"
     return (
         f"  {cache:5} {arm:10} {spread.p20:10,.1f} {spread.p50:10,.1f} {spread.p80:10,.1f} "
-        f"{gbs:7.1f} {gbs / ceiling.best:8.0%} {one.launches[arm]:8,} {hook}"
+        f"{gbs:7.1f} {gbs / ceiling.best:8.0%} {_launched(one, arm):>8} {hook}"
+    )
+
+
+def _launched(one: Measured, arm: str) -> str:
+    launched = one.launches[arm]
+    return "not seen" if launched is None else f"{launched:,}"
+
+
+def _wall(one: Measured, backend: str, ceiling: Ceiling) -> str:
+    case = _gpu_fields(one, backend, ceiling)
+    walls = ", ".join(f"{arm} {spread.p50:,.1f}" for arm, spread in one.wall.items())
+    return (
+        f"  {backend}: floor {case['floor_us']:,.1f} µs, target {case['target_us']:,.1f}; host and "
+        f"device together, cold, µs: {walls}"
     )
 
 

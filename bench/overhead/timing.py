@@ -1,7 +1,7 @@
 """Time calls on a shared machine: rotating data for cold runs, repeated data for hot ones.
 
 A core that somebody else uses for a moment adds 4-8 ms to one sample, so a spread is reported and
-never a mean.
+never a mean. How a GPU is timed: ``overhead/cuda_clock.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+
+from overhead import cuda_clock
 
 Call = Callable[[], object]
 
@@ -63,7 +65,23 @@ FULL = Effort(samples=200, fewest=5, seconds=3.0, hook_calls=20_000)
 QUICK = Effort(samples=40, fewest=3, seconds=0.25, hook_calls=2_000)
 
 
-def stopwatch(device: torch.device) -> Callable[[Call], float]:
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A call in two parts: a GPU is timed on each apart, for the memory steps lie between them.
+
+    ``owner`` is kept alive: its kernels may know only addresses.
+    """
+
+    first: Call
+    second: Call
+    owner: object
+
+    def __call__(self) -> None:
+        self.first()
+        self.second()
+
+
+def stopwatch(device: torch.device, *, cold: bool) -> Callable[[Call], float]:
     """A function that runs a call once and returns its µs: host clock, or CUDA events on a GPU."""
     if device.type == "cpu":
 
@@ -74,26 +92,29 @@ def stopwatch(device: torch.device) -> Callable[[Call], float]:
 
         return host
 
+    clock = cuda_clock.device_clock(device, cold=cold)
+
     def events(call: Call) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) * 1e3
+        parts = (call.first, call.second) if isinstance(call, Halves) else (call,)
+        return sum(map(clock, parts))
 
     return events
 
 
 def cold(arms: dict[str, list[Call]], effort: Effort, device: torch.device) -> dict[str, Spread]:
     """Spread of each arm over its rotating sets, interleaved so that drift hits every arm."""
-    return _sample(arms, effort, device, repeat=1)
+    return _sample(arms, effort, stopwatch(device, cold=True), repeat=1)
 
 
 def hot(arms: dict[str, Call], effort: Effort, device: torch.device) -> dict[str, Spread]:
     """Spread of each arm on one set that its own two runs before have just touched."""
-    return _sample({name: [call] for name, call in arms.items()}, effort, device, repeat=HOT_RUN)
+    sets = {name: [call] for name, call in arms.items()}
+    return _sample(sets, effort, stopwatch(device, cold=False), repeat=HOT_RUN)
+
+
+def wall(arms: dict[str, list[Call]], effort: Effort, device: torch.device) -> dict[str, Spread]:
+    """As ``cold``, but host and device together: from an idle GPU to an idle GPU."""
+    return _sample(arms, effort, cuda_clock.wall_clock(device), repeat=1)
 
 
 def per_call(call: Call, calls: int, device: torch.device) -> float:
@@ -114,9 +135,8 @@ def per_call(call: Call, calls: int, device: torch.device) -> float:
 
 
 def _sample(
-    arms: dict[str, list[Call]], effort: Effort, device: torch.device, repeat: int
+    arms: dict[str, list[Call]], effort: Effort, clock: Callable[[Call], float], repeat: int
 ) -> dict[str, Spread]:
-    clock = stopwatch(device)
     samples: dict[str, list[float]] = {name: [] for name in arms}
     spent = dict.fromkeys(arms, 0.0)
     with _quiet():

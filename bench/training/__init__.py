@@ -1,0 +1,1 @@
+"""The rooms of ``training_overhead.py``: what a whole training step costs per arm."""

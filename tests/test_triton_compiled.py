@@ -1,0 +1,239 @@
+"""The Triton kernels compiled for GPUs that are not here: wide accesses, registers, rounding.
+
+Each check is also put to a copy of the kernels with the fault that it is for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aimmerge_fast
+from tests.triton_asm import Code, after_release, narrow_offsets, real_constants, wide_accesses
+
+triton = pytest.importorskip("triton", reason="there is no Triton here")
+ROOT = Path(aimmerge_fast.__file__).parents[1]
+KERNELS = ("observe", "advance", "repair", "open", "open-narrow", "close", "close-narrow")
+OVER_TILES = KERNELS[3:]
+OTHER_CAPABILITIES = (75, 80, 100, 120)
+JOBS = [(name, 90) for name in KERNELS] + [(n, c) for c in OTHER_CAPABILITIES for n in OVER_TILES]
+#: A folder with another release of Triton, as ``pip install --target`` makes it.
+OTHER_TRITON = os.environ.get("AIMMERGE_OTHER_TRITON")
+#: 16-byte accesses of one thread in a tile: four rows.
+OPEN = {("ld", "live"): 4, ("ld", "anchor"): 4, ("st", "mid"): 4}
+CLOSE = {
+    **{("ld", buffer): 4 for buffer in ("live", "anchor", "mid")},
+    **{("st", buffer): 4 for buffer in ("live", "anchor")},
+}
+Requests = list[dict[str, Any]]
+
+
+def compile_all(requests: Requests, cache: Path, extra_path: str | None = None) -> dict[str, Any]:
+    """Run the compiler in a process of its own, with a cache of this run's."""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(cache)}
+    environment.pop("TRITON_INTERPRET", None)
+    if extra_path:
+        environment["PYTHONPATH"] = extra_path
+    script = Path(__file__).parent / "triton_compile.py"
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        input=json.dumps(requests),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Code]:
+    out = tmp_path_factory.mktemp("compiled")
+    cache = tmp_path_factory.getbasetemp() / "triton-cache"  # test_triton_launch.py's too
+    compile_all([{"root": str(ROOT), "out": str(out), "jobs": JOBS}], cache)
+    return {(name, c): Code.read(out, f"{name}-{c}") for name, c in JOBS}
+
+
+# ---- the checks: each lists what is wrong ------------------------------------------------------
+
+
+def narrow_accesses(code: Code, name: str) -> list[str]:
+    """Every buffer is read and written 16 bytes at a time; the assembler keeps what PTX says.
+
+    Of a kernel with two formats the compiler may do once what both begin with.
+    """
+    expected = OPEN if name.startswith("open") else CLOSE
+    found = wide_accesses(code.ptx)
+    formats = 2 if name.endswith("-narrow") else 1
+    wrong = []
+    for key in {*expected, *found}:
+        most = formats * expected.get(key, 0)
+        if not most - formats < found[key] <= most:
+            wrong.append(f"{found[key]} of {most} {key}")
+    for kind, instruction in (("ld", "LDG.E.128"), ("st", "STG.E.128")):
+        kept = len(re.findall(rf"\b{re.escape(instruction)}\b", code.sass))
+        if kept != sum(count for (each, _), count in found.items() if each == kind):
+            wrong.append(f"{kept} {instruction}")
+    return wrong
+
+
+def spills(code: Code, name: str) -> list[str]:
+    return [f"{code.memory} bytes or accesses"] if code.memory else []
+
+
+def unfaithful_arithmetic(code: Code, name: str) -> list[str]:
+    """Nothing fused, flushed or approximated. The assembler's own fp64 division fuses, in SASS."""
+    found = re.findall(r"\bfma\b\S*|\S+\.ftz\b\S*|\S+\.approx\b\S*|\S+\.full\b\S*", code.ptx)
+    if name.startswith("close"):
+        found += re.findall(r"\bFFMA\b", code.sass)
+    return found
+
+
+def short_offsets(code: Code, name: str) -> list[str]:
+    return narrow_offsets(code.ttir)
+
+
+def imprecise_controller(code: Code, name: str) -> list[str]:
+    """All of it in fp64: a constant that was fp32 for a moment is another number."""
+    allowed = {0.0, 0.4, 0.5, 0.6, 1.0, 2147483647.0}
+    found = [str(x) for x in real_constants(code.ttir) if x == x and x not in allowed]
+    if name == "advance":
+        found += re.findall(r"\bb?f(?:16|32)\b", code.ttir)
+    return found
+
+
+def early_sequence_number(code: Code, name: str) -> list[str]:
+    """One store follows the release of a record: its sequence number."""
+    followers = after_release(code.ptx)
+    return [] if followers == [["st.global.b64"]] else [str(followers)]
+
+
+Check = Callable[[Code, str], list[str]]
+
+
+@pytest.mark.parametrize("capability", [90, *OTHER_CAPABILITIES])
+@pytest.mark.parametrize("name", OVER_TILES)
+@pytest.mark.parametrize("check", [narrow_accesses, spills, unfaithful_arithmetic])
+def test_tiles(codes: Any, check: Check, name: str, capability: int) -> None:
+    assert check(codes[name, capability], name) == []
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "check", [spills, unfaithful_arithmetic, short_offsets, imprecise_controller]
+)
+def test_every_kernel(codes: Any, check: Check, name: str) -> None:
+    assert check(codes[name, 90], name) == []
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "repair"])
+def test_the_sequence_number_comes_last(codes: Any, name: str) -> None:
+    assert early_sequence_number(codes[name, 90], name) == []
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("open", 3), ("close", 3), ("open-narrow", 4)])
+def test_registers_leave_room(codes: Any, name: str, blocks: int) -> None:
+    """Blocks of a multiprocessor's 65,536 registers."""
+    threads = 128 if name.endswith("-narrow") else 256
+    for capability in (90, *OTHER_CAPABILITIES):
+        per_thread = -(-codes[name, capability].registers // 8) * 8
+        assert 65_536 // (per_thread * threads) >= blocks
+
+
+# ---- faults ------------------------------------------------------------------------------------
+
+HINT = "tl.multiple_of(entries, 16)"
+RELEASE = 'tl.atomic_add(b.i32 + at.S_RING_SIZE, 0, sem="acq_rel", scope="sys")\n        '
+NUMBER = "tl.store(slot.i64 + at.R_SEQUENCE, posted + 1)"
+#: By name: file, what stands there, what takes its place, the kernel that shows it, the check.
+FAULTS: dict[str, tuple[str, str, str, str, Check]] = {
+    "no hint": ("formats", HINT, "entries", "open", narrow_accesses),
+    "a hint on the integer": (
+        *("formats", HINT, "tl.multiple_of(entries.to(tl.int64), 16).to(entries.dtype)"),
+        *("open", narrow_accesses),
+    ),
+    "a mask on wide tiles": (
+        *("table", "tl.load(row + i) if WIDE", "tl.load(row + i, mask=i < count) if WIDE"),
+        *("open", narrow_accesses),
+    ),
+    "fused": ("launch", '_fusion": False', '_fusion": True', "close", unfaithful_arithmetic),
+    "too few registers": ("launch", "else (8, 80)", "else (8, 40)", "close", spills),
+    "32-bit tiles": ("open", "(0).to(tl.int64)", "(0)", "open", short_offsets),
+    "32-bit partial sums": (
+        *("order", "range(0, count, LANES)", "range(0, count.to(tl.int32), LANES)"),
+        *("open", short_offsets),
+    ),
+    "constants in fp32": (
+        *("controller_merge", "real(1.0), real(0.5))", "1.0, 0.7)"),
+        *("advance", imprecise_controller),
+    ),
+    "a number before its record": (
+        *("block", RELEASE + NUMBER, NUMBER + "\n        " + RELEASE.rstrip()),
+        *("observe", early_sequence_number),
+    ),
+}
+
+
+def changed_copy(target: Path, file: str, old: str, new: str) -> None:
+    """The package in ``target`` with one change to a file of the kernels."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "aimmerge_fast", target / "aimmerge_fast", ignore=ignored)
+    path = target / "aimmerge_fast" / "kernels" / f"{file}.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{file}.py has changed: {old!r} is gone"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Code]:
+    """The code of each fault's kernel."""
+    requests: Requests = []
+    folders = {}
+    for fault, (file, old, new, name, _) in FAULTS.items():
+        folders[fault] = tmp_path_factory.mktemp("faulty")
+        changed_copy(folders[fault], f"triton_kernels/{file}", old, new)
+        root = str(folders[fault])
+        requests.append({"root": root, "out": root, "jobs": [(name, 90)]})
+    compile_all(requests, tmp_path_factory.mktemp("cache"))
+    return {fault: Code.read(folder, f"{FAULTS[fault][3]}-90") for fault, folder in folders.items()}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(faulty: dict[str, Code], fault: str) -> None:
+    *_, name, check = FAULTS[fault]
+    assert check(faulty[fault], name)
+
+
+def test_another_layout_is_another_kernel(tmp_path: Path) -> None:
+    """The compiler keeps kernels from one run to the next; offsets must be part of their key."""
+    swapped = '("l1", "f8"),\n        ("threshold", "f8"),'
+    changed_copy(tmp_path, "layout", '("threshold", "f8"),\n        ("l1", "f8"),', swapped)
+    requests = [{"root": str(root), "out": str(tmp_path), "jobs": []} for root in (ROOT, tmp_path)]
+    keys = compile_all(requests, tmp_path / "cache")["keys"]
+    assert all(keys[0][name] != keys[1][name] for name in KERNELS)
+
+
+@pytest.mark.skipif(OTHER_TRITON is None, reason="AIMMERGE_OTHER_TRITON names no folder")
+def test_another_release_of_triton(tmp_path: Path) -> None:
+    jobs = [(name, 90) for name in KERNELS]
+    requests: Requests = [{"root": str(ROOT), "out": str(tmp_path), "jobs": jobs}]
+    made = compile_all(requests, tmp_path / "cache", OTHER_TRITON)
+    assert made["version"] != triton.__version__
+    for name in KERNELS:
+        code = Code.read(tmp_path, f"{name}-90")
+        for check in (spills, unfaithful_arithmetic, short_offsets, imprecise_controller):
+            assert check(code, name) == [], check.__name__
+        if name in OVER_TILES:
+            assert narrow_accesses(code, name) == []
+        if name != "repair":
+            assert early_sequence_number(code, name) == []
