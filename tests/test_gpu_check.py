@@ -31,7 +31,7 @@ def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 # ---- the script ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", [[], ["merge"], ["build", "train"]])
+@pytest.mark.parametrize("stages", [[], ["build", "train"]])
 def test_without_a_gpu_there_is_one_error(stages: list[str]) -> None:
     done = call(*stages)
     assert done.returncode == 2

@@ -114,7 +114,7 @@ def _loaded(program: Program, index: int) -> Launch:
         if current_device() != index:
             with torch.cuda.device(index):
                 return launch(programs, *arguments)
-        # the kernel is kept: it unloads its code when it goes; no metadata and no hooks for profilers
+        # no metadata and no hooks for profilers; the kernel is kept, for it unloads its code
         code = (kernel.function, kernel.packed_metadata, None, None, None)
         run(programs, 1, 1, current_stream(index), *code, *arguments, *constants)
 
