@@ -5,13 +5,14 @@ Each check is also put to a copy of the kernels with the fault that it is for.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,12 @@ triton = pytest.importorskip("triton", reason="there is no Triton here")
 ROOT = Path(aimmerge_fast.__file__).parents[1]
 KERNELS = ("observe", "advance", "repair", "open", "open-narrow", "close", "close-narrow")
 OVER_TILES = KERNELS[3:]
-OTHER_CAPABILITIES = (75, 80, 100, 120)
-JOBS = [(name, 90) for name in KERNELS] + [(n, c) for c in OTHER_CAPABILITIES for n in OVER_TILES]
+#: Kernel and compute capability; each other capability has the two of one geometry.
+JOBS = [
+    *((name, 90) for name in KERNELS),
+    *((name, capability) for capability in (75, 120) for name in ("open", "close")),
+    *((name, capability) for capability in (80, 100) for name in ("open-narrow", "close-narrow")),
+]
 #: A folder with another release of Triton, as ``pip install --target`` makes it.
 OTHER_TRITON = os.environ.get("AIMMERGE_OTHER_TRITON")
 #: 16-byte accesses of one thread in a tile: four rows.
@@ -35,6 +40,15 @@ CLOSE = {
     **{("st", buffer): 4 for buffer in ("live", "anchor")},
 }
 Requests = list[dict[str, Any]]
+
+
+@dataclasses.dataclass
+class Compiled:
+    """The kernels, those of each faulty copy, and keys in the compiler's cache by folder."""
+
+    codes: dict[tuple[str, int], Code]
+    faulty: dict[str, Code]
+    keys: list[dict[str, str]]
 
 
 def compile_all(requests: Requests, cache: Path, extra_path: str | None = None) -> dict[str, Any]:
@@ -56,12 +70,38 @@ def compile_all(requests: Requests, cache: Path, extra_path: str | None = None) 
     return dict(json.loads(done.stdout))
 
 
+def request(root: Path, out: Path, jobs: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    wanted = [(name, capability, capability == 90) for name, capability in jobs]
+    return {"root": str(root), "out": str(out), "jobs": wanted}
+
+
+def changed_copy(target: Path, file: str, old: str, new: str) -> Path:
+    """The package in ``target`` with one change to a file of the kernels."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "aimmerge_fast", target / "aimmerge_fast", ignore=ignored)
+    path = target / "aimmerge_fast" / "kernels" / f"{file}.py"
+    text = path.read_text(encoding="utf-8")
+    assert old in text, f"{file}.py has changed: {old!r} is gone"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return target
+
+
 @pytest.fixture(scope="module")
-def codes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Code]:
-    out = tmp_path_factory.mktemp("compiled")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    out, layout = (tmp_path_factory.mktemp(name) for name in ("compiled", "layout"))
+    requests = [request(ROOT, out, JOBS), request(changed_copy(layout, *SWAPPED), layout, [])]
+    folders = {}
+    for fault, (file, old, new, name, _) in FAULTS.items():
+        folders[fault] = tmp_path_factory.mktemp("faulty")
+        root = changed_copy(folders[fault], f"triton_kernels/{file}", old, new)
+        requests.append(request(root, root, [(name, 90)]))
     cache = tmp_path_factory.getbasetemp() / "triton-cache"  # test_triton_launch.py's too
-    compile_all([{"root": str(ROOT), "out": str(out), "jobs": JOBS}], cache)
-    return {(name, c): Code.read(out, f"{name}-{c}") for name, c in JOBS}
+    made = compile_all(requests, cache)
+    return Compiled(
+        {(name, c): Code.read(out, f"{name}-{c}") for name, c in JOBS},
+        {fault: Code.read(where, f"{FAULTS[fault][3]}-90") for fault, where in folders.items()},
+        made["keys"],
+    )
 
 
 # ---- the checks: each lists what is wrong ------------------------------------------------------
@@ -82,7 +122,7 @@ def narrow_accesses(code: Code, name: str) -> list[str]:
             wrong.append(f"{found[key]} of {most} {key}")
     for kind, instruction in (("ld", "LDG.E.128"), ("st", "STG.E.128")):
         kept = len(re.findall(rf"\b{re.escape(instruction)}\b", code.sass))
-        if kept != sum(count for (each, _), count in found.items() if each == kind):
+        if code.sass and kept != sum(n for (each, _), n in found.items() if each == kind):
             wrong.append(f"{kept} {instruction}")
     return wrong
 
@@ -121,33 +161,35 @@ def early_sequence_number(code: Code, name: str) -> list[str]:
 Check = Callable[[Code, str], list[str]]
 
 
-@pytest.mark.parametrize("capability", [90, *OTHER_CAPABILITIES])
-@pytest.mark.parametrize("name", OVER_TILES)
 @pytest.mark.parametrize("check", [narrow_accesses, spills, unfaithful_arithmetic])
-def test_tiles(codes: Any, check: Check, name: str, capability: int) -> None:
-    assert check(codes[name, capability], name) == []
+@pytest.mark.parametrize(
+    "job", [job for job in JOBS if job[0] in OVER_TILES], ids=lambda job: f"{job[0]}-{job[1]}"
+)
+def test_tiles(compiled: Compiled, check: Check, job: tuple[str, int]) -> None:
+    assert check(compiled.codes[job], job[0]) == []
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize(
     "check", [spills, unfaithful_arithmetic, short_offsets, imprecise_controller]
 )
-def test_every_kernel(codes: Any, check: Check, name: str) -> None:
-    assert check(codes[name, 90], name) == []
+def test_every_kernel(compiled: Compiled, check: Check, name: str) -> None:
+    assert check(compiled.codes[name, 90], name) == []
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "repair"])
-def test_the_sequence_number_comes_last(codes: Any, name: str) -> None:
-    assert early_sequence_number(codes[name, 90], name) == []
+def test_the_sequence_number_comes_last(compiled: Compiled, name: str) -> None:
+    assert early_sequence_number(compiled.codes[name, 90], name) == []
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("open", 3), ("close", 3), ("open-narrow", 4)])
-def test_registers_leave_room(codes: Any, name: str, blocks: int) -> None:
-    """Blocks of a multiprocessor's 65,536 registers."""
-    threads = 128 if name.endswith("-narrow") else 256
-    for capability in (90, *OTHER_CAPABILITIES):
-        per_thread = -(-codes[name, capability].registers // 8) * 8
-        assert 65_536 // (per_thread * threads) >= blocks
+@pytest.mark.parametrize(
+    "job", [job for job in JOBS if job[0] in OVER_TILES], ids=lambda job: f"{job[0]}-{job[1]}"
+)
+def test_registers_leave_room(compiled: Compiled, job: tuple[str, int]) -> None:
+    """Of a multiprocessor's 65,536 registers: for three wide blocks, for four narrow ones."""
+    per_thread = -(-compiled.codes[job].registers // 8) * 8
+    threads, blocks = (128, 4) if job[0].endswith("-narrow") else (256, 3)
+    assert blocks * threads * per_thread <= 65_536
 
 
 # ---- faults ------------------------------------------------------------------------------------
@@ -157,21 +199,16 @@ RELEASE = 'tl.atomic_add(b.i32 + at.S_RING_SIZE, 0, sem="acq_rel", scope="sys")\
 NUMBER = "tl.store(slot.i64 + at.R_SEQUENCE, posted + 1)"
 #: By name: file, what stands there, what takes its place, the kernel that shows it, the check.
 FAULTS: dict[str, tuple[str, str, str, str, Check]] = {
-    "no hint": ("formats", HINT, "entries", "open", narrow_accesses),
     "a hint on the integer": (
         *("formats", HINT, "tl.multiple_of(entries.to(tl.int64), 16).to(entries.dtype)"),
-        *("open", narrow_accesses),
-    ),
-    "a mask on wide tiles": (
-        *("table", "tl.load(row + i) if WIDE", "tl.load(row + i, mask=i < count) if WIDE"),
-        *("open", narrow_accesses),
+        *("close", narrow_accesses),
     ),
     "fused": ("launch", '_fusion": False', '_fusion": True', "close", unfaithful_arithmetic),
     "too few registers": ("launch", "else (8, 80)", "else (8, 40)", "close", spills),
-    "32-bit tiles": ("open", "(0).to(tl.int64)", "(0)", "open", short_offsets),
-    "32-bit partial sums": (
-        *("order", "range(0, count, LANES)", "range(0, count.to(tl.int32), LANES)"),
-        *("open", short_offsets),
+    "32-bit tiles": ("repair", "(0).to(tl.int64)", "(0)", "repair", short_offsets),
+    "32-bit rows": (
+        *("advance", "range(0, count)", "range(0, count.to(tl.int32))"),
+        *("advance", short_offsets),
     ),
     "constants in fp32": (
         *("controller_merge", "real(1.0), real(0.5))", "1.0, 0.7)"),
@@ -182,52 +219,29 @@ FAULTS: dict[str, tuple[str, str, str, str, Check]] = {
         *("observe", early_sequence_number),
     ),
 }
-
-
-def changed_copy(target: Path, file: str, old: str, new: str) -> None:
-    """The package in ``target`` with one change to a file of the kernels."""
-    ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(ROOT / "aimmerge_fast", target / "aimmerge_fast", ignore=ignored)
-    path = target / "aimmerge_fast" / "kernels" / f"{file}.py"
-    text = path.read_text(encoding="utf-8")
-    assert old in text, f"{file}.py has changed: {old!r} is gone"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Code]:
-    """The code of each fault's kernel."""
-    requests: Requests = []
-    folders = {}
-    for fault, (file, old, new, name, _) in FAULTS.items():
-        folders[fault] = tmp_path_factory.mktemp("faulty")
-        changed_copy(folders[fault], f"triton_kernels/{file}", old, new)
-        root = str(folders[fault])
-        requests.append({"root": root, "out": root, "jobs": [(name, 90)]})
-    compile_all(requests, tmp_path_factory.mktemp("cache"))
-    return {fault: Code.read(folder, f"{FAULTS[fault][3]}-90") for fault, folder in folders.items()}
+#: Two fields of a record change places.
+SWAPPED = (
+    *("layout", '("threshold", "f8"),\n        ("l1", "f8"),'),
+    '("l1", "f8"),\n        ("threshold", "f8"),',
+)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(faulty: dict[str, Code], fault: str) -> None:
+def test_a_fault_is_seen(compiled: Compiled, fault: str) -> None:
     *_, name, check = FAULTS[fault]
-    assert check(faulty[fault], name)
+    assert check(compiled.faulty[fault], name)
 
 
-def test_another_layout_is_another_kernel(tmp_path: Path) -> None:
+def test_another_layout_is_another_kernel(compiled: Compiled) -> None:
     """The compiler keeps kernels from one run to the next; offsets must be part of their key."""
-    swapped = '("l1", "f8"),\n        ("threshold", "f8"),'
-    changed_copy(tmp_path, "layout", '("threshold", "f8"),\n        ("l1", "f8"),', swapped)
-    requests = [{"root": str(root), "out": str(tmp_path), "jobs": []} for root in (ROOT, tmp_path)]
-    keys = compile_all(requests, tmp_path / "cache")["keys"]
-    assert all(keys[0][name] != keys[1][name] for name in KERNELS)
+    ours, swapped = compiled.keys[:2]
+    assert all(ours[name] != swapped[name] for name in KERNELS)
 
 
 @pytest.mark.skipif(OTHER_TRITON is None, reason="AIMMERGE_OTHER_TRITON names no folder")
 def test_another_release_of_triton(tmp_path: Path) -> None:
     jobs = [(name, 90) for name in KERNELS]
-    requests: Requests = [{"root": str(ROOT), "out": str(tmp_path), "jobs": jobs}]
-    made = compile_all(requests, tmp_path / "cache", OTHER_TRITON)
+    made = compile_all([request(ROOT, tmp_path, jobs)], tmp_path / "cache", OTHER_TRITON)
     assert made["version"] != triton.__version__
     for name in KERNELS:
         code = Code.read(tmp_path, f"{name}-90")

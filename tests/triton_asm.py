@@ -14,7 +14,7 @@ BUFFERS = {2: "anchor", 3: "mid", 4: "scratch", 5: "state"}
 
 @dataclass(frozen=True)
 class Code:
-    """One kernel for one architecture."""
+    """One kernel for one architecture; ``sass`` may be empty."""
 
     ttir: str
     ptx: str

@@ -1,9 +1,10 @@
 """Compiles Triton kernels ahead of time; a program of its own, because it must not be interpreted.
 
 Reads from stdin, as JSON, a list of ``{"root", "out", "jobs"}``: the folder of a package (it may be
-a changed copy), a folder for what the compiler gives, and pairs of a kernel's name and a compute
-capability. Writes ``out/<name>-<capability>.{ttir,ptx,sass,usage}`` and prints Triton's version and
-each kernel's key in the compiler's cache, as JSON.
+a changed copy), a folder for what the compiler gives, and triples of a kernel's name, a compute
+capability and whether its machine code is wanted, which takes a third of a second. Writes
+``out/<name>-<capability>.{ttir,ptx,sass,usage}`` and prints Triton's version and each kernel's key
+in the compiler's cache, as JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def dump(option: str, binary: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def compile_one(launch: Any, out: Path, name: str, capability: int) -> None:
+def compile_one(launch: Any, out: Path, name: str, capability: int, sass: bool) -> None:
     target = GPUTarget("cuda", capability, 32)
     kernel = launch.compiled(programs(launch)[name], target)
     stem = out / f"{name}-{capability}"
@@ -58,15 +59,16 @@ def compile_one(launch: Any, out: Path, name: str, capability: int) -> None:
     binary = stem.with_suffix(".cubin")
     binary.write_bytes(kernel.asm["cubin"])
     stem.with_suffix(".usage").write_text(dump("-res-usage", binary), encoding="utf-8")
-    stem.with_suffix(".sass").write_text(dump("-sass", binary), encoding="utf-8")
+    code = dump("-sass", binary) if sass else ""
+    stem.with_suffix(".sass").write_text(code, encoding="utf-8")
 
 
 def main() -> None:
     keys = []
     for request in json.load(sys.stdin):
         launch = launch_module(request["root"])
-        for name, capability in request["jobs"]:
-            compile_one(launch, Path(request["out"]), name, capability)
+        for name, capability, sass in request["jobs"]:
+            compile_one(launch, Path(request["out"]), name, capability, sass)
         keys.append({name: p.kernel.cache_key for name, p in programs(launch).items()})
     print(json.dumps({"version": triton.__version__, "keys": keys}))
 
