@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import setuptools  # noqa: F401  # before distutils, which inductor imports: the other order warns
 import torch
 from hypothesis import HealthCheck, settings
 
