@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # No hub: models are made from their configs, and nothing may wait for a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
     try:
         device = environment.device_of(options.device)
         names = options.backbone or _default_backbones(device)
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, metavar="N", help="blocks of each arm (5, on a CPU 3)")
     add("--dtype", choices=DTYPES, help="of the frozen base; default what is fast here")
     add("--probe", choices=PROBES, help="of the timed AIM arm (before)")
+    add("--threads", type=int, default=0, metavar="N", help="of a CPU (0: torch decides)")
     add("--json", type=Path, metavar="PATH", help="results; a killed run is continued from here")
     add("--minutes", type=float, metavar="M", help="per backbone: begin no repeat that ends later")
     add("--quick", action="store_true", help="fewer repeats; on a CPU a small model too")

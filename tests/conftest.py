@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import setuptools  # noqa: F401  # before distutils, which inductor imports: the other order warns
 import torch
 from hypothesis import HealthCheck, settings
 

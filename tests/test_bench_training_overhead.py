@@ -52,8 +52,9 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def test_last_line_is_the_record(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert training_overhead.main([*COMMAND, "--json", "out.json"]) == 0
+    assert training_overhead.main([*COMMAND, "--threads", "1", "--json", "out.json"]) == 0
     record = last_line(capsys)
+    assert record["device"].endswith("1 threads")
     assert list(record) == ["device", "driver", "versions", "commits", "cases"]
     assert {"torch", "triton", "transformers", "peft"} <= set(record["versions"])
     (case,) = record["cases"]

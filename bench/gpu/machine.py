@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -83,7 +84,16 @@ def program(name: str) -> str | None:
 def tools() -> dict[str, bool]:
     """Programs and Python packages that the stages use, and whether they are here."""
     found = {name: program(name) is not None for name in PROGRAMS}
-    return found | {name: importlib.util.find_spec(name) is not None for name in MODULES}
+    return found | {name: installed(name) for name in MODULES}
+
+
+def installed(package: str) -> bool:
+    """By its record: looking for pip's module would switch off setuptools' own distutils."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def main() -> int:
