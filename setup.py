@@ -23,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -123,8 +124,13 @@ def find_ninja() -> list[str] | None:
     return [found] if found else None
 
 
+def host_compiler(cxx: Sequence[str]) -> str:
+    """The program that nvcc calls; it takes no launcher in front of it."""
+    return next(word for word in cxx if Path(word).name not in ("ccache", "sccache", "distcc"))
+
+
 @functools.cache
-def find_cuda(cxx: str | None) -> Cuda:
+def find_cuda(cxx: tuple[str, ...] | None) -> Cuda:
     """What CUDA kernels can be built with, on ``cxx`` if there is one; needs no GPU."""
     if switch("AIMMERGE_CUDA") == "off":
         return Cuda("switched off by AIMMERGE_CUDA=off")
@@ -140,7 +146,14 @@ def find_cuda(cxx: str | None) -> Cuda:
     if not found:
         return Cuda(f"nvcc knows none of the architectures {', '.join(CUDA_ARCHITECTURES)}")
     if cxx is not None:  # an nvcc without C++20, or one that refuses this compiler
-        probe = [nvcc, "-ccbin", cxx, "-std=c++20", f"-arch=sm_{found[0]}", *CUDA_LINK]
+        probe = [
+            nvcc,
+            "-ccbin",
+            host_compiler(cxx),
+            "-std=c++20",
+            f"-arch=sm_{found[0]}",
+            *CUDA_LINK,
+        ]
         error = attempt([*probe, "-Xcompiler=-fPIC"], CUDA_PROBE, ".cu")
         if error is not None:
             return Cuda(f"nvcc does not compile here ({error})")
@@ -184,7 +197,7 @@ def toolchain() -> Toolchain | str:
     includes = [f"-I{ROOT / 'csrc'}", "-isystem", pybind11.get_include(), *python]
     version = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=True)
     words = version.stdout.splitlines()[0]
-    return Toolchain(cxx, words, ninja, includes, flags, openmp, find_cuda(cxx[0]))
+    return Toolchain(cxx, words, ninja, includes, flags, openmp, find_cuda(tuple(cxx)))
 
 
 def ninja_file(tools: Toolchain, target: Path) -> str:
@@ -200,8 +213,8 @@ def ninja_file(tools: Toolchain, target: Path) -> str:
     link = [*tools.cxx, *LINK, *(["-fopenmp"] if tools.openmp else [])]
     if tools.cuda.nvcc:  # nvcc links too: it knows where its static runtime lies
         compilers[".cpp"].append("-DAIMMERGE_CUDA=1")
-        compilers[".cu"] = tools.cuda.compiler(tools.cxx[0])
-        link = [tools.cuda.nvcc, "-ccbin", tools.cxx[0], *CUDA_LINK]
+        compilers[".cu"] = tools.cuda.compiler(host_compiler(tools.cxx))
+        link = [tools.cuda.nvcc, "-ccbin", host_compiler(tools.cxx), *CUDA_LINK]
         link += ["-Xcompiler=-fopenmp"] if tools.openmp else []
     text = ["ninja_required_version = 1.8"]
     for suffix, words in compilers.items():
@@ -236,6 +249,8 @@ class BuildNative(build_ext):
         tools = toolchain()
         if isinstance(tools, str):
             raise fail(f"AIMMERGE_NATIVE=on, but {tools}")
+        if switch("AIMMERGE_CUDA") == "on" and not tools.cuda.nvcc:
+            raise fail(f"AIMMERGE_CUDA=on, but {tools.cuda.reason}")
         temporary = Path(self.build_temp).resolve()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         for folder in (temporary, target.parent):

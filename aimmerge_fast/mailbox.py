@@ -17,6 +17,7 @@ from aimmerge_fast.events import CODES
 from aimmerge_fast.kernels.layout import CLOSE, OPEN, RING_SIZE
 
 _CHECK_AFTER = 1e-3  # seconds of a wait between two looks at the device
+_IDLE_FOR = 2.0  # seconds without work after which a record cannot be under way any more
 
 
 class Record(NamedTuple):
@@ -73,8 +74,8 @@ class Mailbox:
 
     Args:
         state: the state tensor whose ring is read.
-        check_device: called in a wait that lasts; raises when the device died. By default that of
-            the state's device.
+        check_device: called in a wait that lasts: whether the device has nothing left to do; raises
+            when it died. By default that of the state's device.
         timeout: seconds after which a wait raises ``TimeoutError``.
     """
 
@@ -82,7 +83,7 @@ class Mailbox:
         self,
         state: torch.Tensor,
         *,
-        check_device: Callable[[], None] | None = None,
+        check_device: Callable[[], bool] | None = None,
         timeout: float = 600.0,
     ) -> None:
         self._ring = kernels.ring(state)
@@ -115,13 +116,20 @@ class Mailbox:
 
     def wait_until(self, number: int) -> None:
         """Spin until record ``number`` has been posted; raises ``TimeoutError`` in the end."""
-        began = time.monotonic()
+        began = busy = time.monotonic()
         next_check = began + _CHECK_AFTER
         while not self._arrived(number):
             now = time.monotonic()
             if now > next_check:
-                self._check_device()
+                if not self._check_device():
+                    busy = now
                 next_check = now + _CHECK_AFTER
+            if now > busy + _IDLE_FOR:
+                raise RuntimeError(
+                    f"the device has had nothing to do for {_IDLE_FOR:g} s and record {number} is "
+                    "not there: replay the graph that holds observe() before each due(), and make "
+                    "all calls on one stream"
+                )
             if now > began + self._timeout:
                 raise TimeoutError(f"no record from the device within {self._timeout:g} s")
             time.sleep(0)  # give the interpreter lock away
@@ -130,19 +138,19 @@ class Mailbox:
         return number == 0 or int(self._ring[(number - 1) % RING_SIZE]["sequence"]) >= number
 
 
-def _device_check(device: torch.device) -> Callable[[], None]:
-    """What raises when ``device`` died, or when it was told not to run what it is given."""
+def _device_check(device: torch.device) -> Callable[[], bool]:
+    """What says whether ``device`` is idle; raises when it died or when a graph is captured."""
     if device.type != "cuda":
-        return lambda: None
+        return lambda: False
 
-    def check() -> None:
+    def check() -> bool:
         if kernels.is_capturing(device):  # and a query would spoil the capture
             raise RuntimeError(
                 "a decision is awaited while a CUDA graph is captured, where nothing runs; capture "
                 "observe() alone and call due() outside the graph"
             )
         try:
-            torch.cuda.current_stream(device).query()
+            return bool(torch.cuda.current_stream(device).query())
         except RuntimeError as error:
             raise RuntimeError(f"{device} failed while a decision was awaited: {error}") from error
 

@@ -173,3 +173,20 @@ def test_losses_and_partial_results_of_another_kind_are_refused(backend: str) ->
         with pytest.raises(ValueError, match="partials"):
             kernels.advance_(partials, state, backend=backend)
     assert torch.equal(state, before)
+
+
+@pytest.mark.parametrize("name", ["anchor", "mid", "state"])
+def test_buffers_are_dense_bytes_at_every_call(backend: str, name: str) -> None:
+    """Also when an engine for these addresses exists already."""
+    live = [torch.zeros(100)]
+    buffers = {
+        "anchor": kernels.new_arena(live).zero_(),
+        "mid": kernels.new_arena(live).zero_(),
+        "state": kernels.new_state(AIMConfig()),
+    }
+    kernels.open_(live, *buffers.values(), backend=backend)
+    wide = torch.zeros(2 * buffers[name].numel(), dtype=torch.uint8)
+    for wrong in (buffers[name].view(torch.int8), wide[::2]):
+        given = {**buffers, name: wrong}
+        with pytest.raises(ValueError, match=f"{name} must be .* uint8 tensor"):
+            kernels.close_(live, *given.values(), backend=backend)

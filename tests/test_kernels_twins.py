@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import pytest
@@ -76,5 +77,6 @@ def test_a_state_made_under_inference_mode_is_an_ordinary_one() -> None:
         state = kernels.new_state(AIMConfig())
     kernels.observe_(torch.tensor(1.0), state)
     address = kernels.ring(state).ctypes.data
+    gc.collect()  # rings of others' states are given back now, not between these two lines
     del state
     assert kernels.ring(kernels.new_state(AIMConfig())).ctypes.data == address

@@ -23,7 +23,10 @@ FILES = (
     *("test_kernels_values", "test_kernels_group", "test_kernels_formats", "test_kernels_huge"),
 )
 #: Left out: tens of thousands of launches, pairs with eager, what the first file does faster.
-SELECTED = "triton and not (pattern or eager or lanes or sizes3 or turns)"
+SELECTED = (
+    "triton and not (pattern or eager or lanes or sizes3 or turns)"
+    " and not (size_at_once and (normal or specials or tiny))"
+)
 
 
 @pytest.mark.skipif(
@@ -44,5 +47,5 @@ def test_interpreted_kernels() -> None:
     summary = done.stdout.strip().splitlines()[-1]
     passed = re.search(r"(\d+) passed", summary)
     assert passed is not None, summary
-    assert int(passed[1]) > 150, summary
+    assert int(passed[1]) > 140, summary
     assert "skipped" not in summary, summary

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from aimmerge_fast import mailbox
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Open, Probe, to_json
 from aimmerge_fast.kernels.layout import RING_SIZE
@@ -186,11 +187,22 @@ def test_an_overwritten_record_is_an_error() -> None:
 
 def test_a_dead_device_is_an_error_and_not_a_hang() -> None:
     rig = Rig(AIMConfig(s_init=2), lag=1 << 30, timeout=0.05)
-    rig.controller.mailbox._check_device = lambda: None
+    rig.controller.mailbox._check_device = lambda: False
     rig.controller.observe(torch.tensor(1.0))
     assert rig.controller.due() is False  # known without a record
     rig.controller.observe(torch.tensor(1.0))
     with pytest.raises(TimeoutError, match=r"no record from the device within 0\.05 s"):
+        rig.controller.due()
+
+
+def test_an_idle_device_that_posted_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailbox, "_IDLE_FOR", 0.05)
+    rig = Rig(AIMConfig(s_init=2), lag=1 << 30)
+    rig.controller.mailbox._check_device = lambda: True  # as after a replay that was forgotten
+    rig.controller.observe(torch.tensor(1.0))
+    rig.controller.due()
+    rig.controller.observe(torch.tensor(1.0))
+    with pytest.raises(RuntimeError, match="nothing to do for 0.05 s and record 2 is not there"):
         rig.controller.due()
 
 

@@ -43,10 +43,15 @@ def _patch_once(function: Any) -> _Patched:
 
 
 interpreter._patch_lang = _patch_once
-#: Integers that wrap around are errors.
-interpreter.interpreter_builder.options = dataclasses.replace(
-    interpreter.interpreter_builder.options, debug=True
-)
+
+
+@pytest.fixture(autouse=True)
+def checked_integers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integers that wrap around are errors, in the tests that reach for their limits."""
+    checks = request.module.__name__.endswith(("triton_interpreted", "test_controller_fuzz"))
+    builder = interpreter.interpreter_builder
+    options = dataclasses.replace(builder.options, debug=checks, sanitize_overflow=checks)
+    monkeypatch.setattr(builder, "options", options)
 
 
 @pytest.fixture(autouse=True)

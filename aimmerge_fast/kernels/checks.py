@@ -50,6 +50,11 @@ def check_half(
     device = check_live(live)
     needed = arena_layout(live).nbytes
     for name, buffer in (("anchor", anchor), ("mid", mid)):
+        if buffer.dtype != torch.uint8 or not buffer.is_contiguous():
+            raise ValueError(
+                f"{name} must be a contiguous uint8 tensor (new_arena()), got {buffer.dtype} with "
+                f"strides {buffer.stride()}"
+            )
         if live and buffer.device != device:
             raise ValueError(f"{name} is on {buffer.device} and live on {device}; use one device")
         if buffer.numel() < needed:
@@ -62,7 +67,10 @@ def check_half(
 
 
 def _check_state(state: torch.Tensor) -> None:
-    if state.dtype != torch.uint8:
-        raise ValueError(f"state is {state.dtype}, expected the uint8 tensor of new_state()")
+    if state.dtype != torch.uint8 or not state.is_contiguous():
+        raise ValueError(
+            f"state must be the contiguous uint8 tensor of new_state(), got {state.dtype} with "
+            f"strides {state.stride()}"
+        )
     if state.numel() != STATE_BYTES:
         raise ValueError(f"state has {state.numel()} bytes, expected {STATE_BYTES}")

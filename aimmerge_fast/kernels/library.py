@@ -70,7 +70,7 @@ def _register(name: str, schema: str, check: Callable[..., None]) -> None:
 
 
 # A second import finds the ops of the first: torch holds these functions, and they this module.
-if not hasattr(torch.ops.aimmerge_fast, "observe_"):
+if not hasattr(torch.ops.aimmerge_fast, list(SCHEMAS)[-1]):
     _library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for _name, _schema in SCHEMAS.items():
         _register(_name, _schema, _CHECKS.get(_name, check_half))

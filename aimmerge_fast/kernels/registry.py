@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -93,7 +95,14 @@ def _why_not_native(device: torch.device) -> str | None:
         return None
     if not hasattr(native, "CudaEngine"):
         return "the compiled module was built without CUDA kernels (aimmerge doctor says why)"
-    return _why_not_cuda(device, min(native.cuda_architectures()))
+    reason = _why_not_cuda(device, min(native.cuda_architectures()))
+    if reason is not None:
+        return reason
+    try:  # the driver may be older than the runtime that the kernels were built with
+        native.cuda_kernels(device.index or 0)
+    except RuntimeError as error:
+        return f"the compiled kernels do not load ({error})"
+    return None
 
 
 def _why_not_triton(device: torch.device) -> str | None:
@@ -105,11 +114,15 @@ def _why_not_triton(device: torch.device) -> str | None:
     if release < (3, 6):
         return f"triton {triton.__version__} is too old; 3.6 or newer is needed"
     if device.type == "cpu":
-        if triton.knobs.runtime.interpret:
+        if triton.knobs.runtime.interpret and release >= (3, 9):
             return None
-        return "Triton compiles for GPUs; TRITON_INTERPRET=1 interprets its kernels on the CPU"
+        return (
+            "Triton compiles for GPUs; TRITON_INTERPRET=1 interprets its kernels on the CPU (3.9)"
+        )
     if device.type != "cuda":
         return f"there are Triton kernels for cuda, none for {device.type}"
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        return "Triton needs a C compiler for its launcher, and there is neither gcc nor clang"
     return _why_not_cuda(device, 75)
 
 

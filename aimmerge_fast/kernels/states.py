@@ -43,7 +43,7 @@ def new_state(
     with torch.inference_mode(False):  # they are written outside of it too
         address = _take_ring(device)
         state = torch.zeros(STATE_BYTES, dtype=torch.uint8, device=device)
-    weakref.finalize(state, _give_back, device.type, address).atexit = False
+    weakref.finalize(state, _give_back, state.device, address).atexit = False
     with edit_state(state) as shared:
         layout.write_config(shared, config)
         shared["state"]["defer"] = defer
@@ -114,7 +114,7 @@ def load_state(state: torch.Tensor, saved: torch.Tensor) -> None:
     """
     if saved.numel() != SAVED_BYTES:
         raise ValueError(f"saved has {saved.numel()} bytes, save_state() gives {SAVED_BYTES}")
-    target = ring(state)
+    target, saved = ring(state), saved.cpu()
     with edit_state(state) as shared:
         address = shared["state"]["ring"].item()
         for part in ("config", "state"):
@@ -128,18 +128,20 @@ def load_state(state: torch.Tensor, saved: torch.Tensor) -> None:
 # gone, may still write to it.
 
 _rings: dict[int, torch.Tensor] = {}
-_free: dict[str, list[int]] = {}
+_free: dict[torch.device, list[int]] = {}
 _lock = threading.RLock()  # a finalizer may run inside _take_ring
 
 
 def _take_ring(device: torch.device) -> int:
     """Address of a zeroed ring that nothing uses."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     with _lock:
-        free = _free.get(device.type)
+        free = _free.get(device)
         address = free.pop() if free else None
     if address is not None:
         if device.type == "cuda":
-            torch.cuda.synchronize()  # what its last state launched has ended
+            torch.cuda.synchronize(device)  # what its last state launched has ended
         _rings[address].zero_()
         return address
     made = torch.zeros(_RING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
@@ -147,6 +149,6 @@ def _take_ring(device: torch.device) -> int:
     return made.data_ptr()
 
 
-def _give_back(kind: str, address: int) -> None:
+def _give_back(device: torch.device, address: int) -> None:
     with _lock:
-        _free.setdefault(kind, []).append(address)
+        _free.setdefault(device, []).append(address)

@@ -79,6 +79,7 @@ class DeviceTable:
     def rebind(self, live: Sequence[torch.Tensor]) -> bool:
         """Describe other tensors; True when the buffers had to be replaced."""
         self._require_no_capture()
+        self._settle()
         tiles = plan(live)
         if len(tiles) == self.count:
             self.tiles.copy_(_bytes(tiles))
@@ -100,11 +101,22 @@ class DeviceTable:
         self.tiles = _bytes(tiles).to(self._device)
         nbytes = SCRATCH_HEADER + 8 * max(1, self.count)
         self.scratch = torch.zeros(nbytes, dtype=torch.uint8, device=self._device)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Buffers are written, and no longer read, whatever stream the kernels run on."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 def is_capturing(device: torch.device) -> bool:
     """Whether the current stream of a CUDA ``device`` is being captured into a graph."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda" or not torch.cuda.is_initialized():
+        return False
+    if device.index in (None, torch.cuda.current_device()):  # the usual case, at every step
+        return bool(torch.cuda.is_current_stream_capturing())
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_current_stream_capturing())
 
 
 def _is_narrow(live: Sequence[torch.Tensor]) -> bool:

@@ -16,10 +16,11 @@ from gpu.captures import captured
 from gpu.stage import FAILED, INFO, Found, Stage, judged
 from overhead import backbones
 
-#: Calls of the CUDA runtime and driver that wait for the device.
+#: Calls of the CUDA runtime and driver that wait for the device, or allocate.
 SYNCHRONISING = (
     *("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"),
     *("cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize", "cudaFree"),
+    *("cudaMalloc", "cudaMallocAsync", "cudaHostAlloc", "cudaFreeHost"),
 )
 NO_MODE = "sync-debug mode did not see .item(): nothing it says can be believed"
 
