@@ -202,7 +202,7 @@ def test_an_idle_device_that_posted_nothing_is_an_error(monkeypatch: pytest.Monk
     rig.controller.observe(torch.tensor(1.0))
     rig.controller.due()
     rig.controller.observe(torch.tensor(1.0))
-    with pytest.raises(RuntimeError, match="nothing to do for 0.05 s and record 2 is not there"):
+    with pytest.raises(RuntimeError, match=r"nothing to do for 0\.05 s and record 2 is not there"):
         rig.controller.due()
 
 

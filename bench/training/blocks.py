@@ -78,13 +78,14 @@ def timed(kind: type[Arm], setup: Setup, repeat: int) -> Block:
 
 
 def counted(kind: type[Arm], setup: Setup) -> dict[str, Any]:
-    """Synchronising calls of one interval of an arm, per step and by who made them; not timed."""
+    """Synchronising calls of one interval of an arm by who made them, and waits; not timed."""
     arm = _ready(kind, setup)
     steps = setup.settings.interval
     with arm.task(), syncs.counted(setup.device) as counts:
+        arm.used = Used()
         for number in range(steps):
             arm.step(number)
-    return {"arm": kind.name, "steps": steps, **counts}
+    return {"arm": kind.name, "steps": steps, "waits": arm.used.waits, **counts}
 
 
 def untimed(kind: type[Arm], setup: Setup) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def summarise(name: str, found: dict[str, Any], device: torch.device) -> dict[st
         "table6": _six(minutes[1] / minutes[0]) if minutes else None,
         "engine_us": _engine(found["engine"], arms[AIM]),
         "syncs_per_step": _syncs(found),
-        "waits_per_1000": _waits(found, arms[AIM], device),
+        "waits_per_1000": _waits(found, arms[AIM]),
     }
     share = record["engine_us"]["in_loop"][1] / 1e6 / record["seconds"][AIM][1]
     return {**record, "engine_share": _six(share), "labels": _labels(record, arms, device)}
@@ -112,11 +112,11 @@ def _syncs(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _waits(found: dict[str, Any], blocks: list[Block], device: torch.device) -> dict[str, Any]:
+def _waits(found: dict[str, Any], blocks: list[Block]) -> dict[str, Any]:
     """Waits per 1,000 steps by probe mode, over how many steps, and in the timed blocks."""
-    if device.type == "cpu":
-        return {"before": 0.0, "after": 0.0, "steps": 0, "timed": _per_1000(blocks)}
-    modes = {one["arm"].removeprefix("aim-"): one for one in found["waits"]}
+    # a CPU, which answers at once, was not run once more for them
+    counted = found["waits"] or [one for one in found["counts"] if one["arm"].startswith("aim-")]
+    modes = {one["arm"].removeprefix("aim-"): one for one in counted}
     rates = {mode: _six(1000 * one["waits"] / one["steps"]) for mode, one in modes.items()}
     return {**rates, "steps": modes["before"]["steps"], "timed": _per_1000(blocks)}
 

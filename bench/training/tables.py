@@ -96,7 +96,7 @@ def _counts(record: dict[str, Any]) -> list[str]:
     shown = ", ".join(
         f"{arm} {one['method']:.2f} + {one['training']:.2f}" for arm, one in syncs.items()
     )
-    over = f"over {waits['steps']} steps" if waits["steps"] else "a CPU answers at once"
+    over = f"over {waits['steps']} steps"
     return [
         f"  synchronising calls per step, by the method + by model, optimiser and loop: {shown}",
         f"  waits per 1,000 steps: probe before {waits['before']:g}, after {waits['after']:g} "
