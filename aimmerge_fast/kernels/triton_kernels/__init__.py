@@ -6,7 +6,7 @@ The same ops, orders and bits as ``csrc/``; the rooms follow it, one kernel a fi
 file                                           twin of
 ============================================== ==================================================
 ``observe open close repair advance``          ``csrc/cpu/<op>.cpp``, ``csrc/cuda/<op>.cu``
-``controller_step controller_merge _halves``   ``csrc/core/controller.h``
+``controller_{step,merge,halves}``             ``csrc/core/controller.h``
 ``formats order table``                        ``csrc/core/formulas.h``, ``csrc/core/tiles.h``
 ``fields block``                               the structs, and the record ring
 ``launch``                                     ``csrc/cuda/launch.h``

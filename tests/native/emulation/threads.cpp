@@ -43,6 +43,7 @@ void stuck(int) {
 struct Warp {
   std::atomic<uint64_t> values[2][kWarp];
   std::atomic<uint32_t> arrived{0}, generation{0}, mask{0};
+  std::atomic<uint32_t> ended{0}, met[kWarp] = {};  // lanes; barriers that each has come to
 };
 
 struct Array {
@@ -97,9 +98,18 @@ void leave() {
   } while (!block->barriers.compare_exchange_weak(word, wanted));
 }
 
-// A lane that goes elsewhere while its warp waits for it in a shuffle.
+Warp& own_warp() { return block->warps[threadIdx.x / kWarp]; }
+
+// A lane that goes elsewhere looks whether its warp waits for it in a shuffle, and who shuffles,
+// whether a lane that it waits for has gone elsewhere. Both have said so before they look.
 void check_not_awaited(const char* what, Site site = {nullptr, 0}) {
-  if (block->warps[threadIdx.x / kWarp].mask >> threadIdx.x % kWarp & 1) fail(what, site);
+  if (own_warp().mask >> threadIdx.x % kWarp & 1) fail(what, site);
+}
+void check_can_come(const Warp& warp, uint32_t wanted, Site site) {
+  if (warp.ended & wanted) fail("shuffles with a lane that has ended", site);
+  for (unsigned lane = 0; lane < kWarp; ++lane)
+    if (wanted >> lane & 1 && warp.met[lane] > barriers_met)
+      fail("shuffles with a lane that waits at a barrier", site);
 }
 
 struct Kernel {
@@ -115,6 +125,7 @@ struct Kernel {
       const unsigned b = settings.seed == 1 ? blocks - 1 - k : k;
       enter(*made[b], b, worker % threads);
       body();
+      own_warp().ended |= 1u << threadIdx.x % kWarp;
       check_not_awaited("ended while its warp shuffles");
       leave();
     }
@@ -183,8 +194,9 @@ void run(unsigned blocks, unsigned threads, const std::function<void()>& body) {
 }
 
 void barrier(Site site) {
-  check_not_awaited("waits at a barrier while its warp shuffles", site);
   ++barriers_met;
+  own_warp().met[threadIdx.x % kWarp] = barriers_met;
+  check_not_awaited("waits at a barrier while its warp shuffles", site);
   uint64_t word = block->barriers, wanted;
   do {
     if (ended_after(word) && barriers_met >= ended_after(word))
@@ -195,7 +207,7 @@ void barrier(Site site) {
 }
 
 uint64_t exchange(unsigned mask, uint64_t value, unsigned flip, Site site) {
-  Warp& warp = block->warps[threadIdx.x / kWarp];
+  Warp& warp = own_warp();
   const unsigned first = threadIdx.x / kWarp * kWarp, lane = threadIdx.x % kWarp;
   const unsigned lanes = std::min(kWarp, blockDim.x - first);
   const uint32_t exists = lanes == kWarp ? ~0u : (1u << lanes) - 1;
@@ -207,6 +219,7 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned flip, Site site) {
   uint32_t none = 0;
   if (!warp.mask.compare_exchange_strong(none, wanted) && none != wanted)
     fail("shuffles with another mask than its warp", site);
+  check_can_come(warp, wanted, site);
   if (warp.arrived.fetch_add(1) + 1 == static_cast<uint32_t>(std::popcount(wanted))) {
     warp.arrived = 0;
     warp.mask = 0;
