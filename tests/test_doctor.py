@@ -71,7 +71,8 @@ def test_a_pure_install_is_named_with_its_reason() -> None:
 
 
 @pytest.mark.usefixtures("pure_install")
-def test_a_terminal_shows_the_same_words() -> None:
+def test_a_terminal_shows_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one is 80 columns wide whatever it is told
     console = Console(file=io.StringIO(), force_terminal=True, width=200)
     doctor.show(doctor.diagnose(), console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]  # it is the StringIO above
