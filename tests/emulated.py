@@ -33,7 +33,7 @@ CPU = ("observe", "open", "close", "advance", "repair", "tiles", "isa")
 
 @functools.cache
 def work_folder() -> Path:
-    """Of this session; it is removed when Python ends."""
+    """It is removed when Python ends."""
     folder = Path(tempfile.mkdtemp(prefix="aimmerge_emulated_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
