@@ -178,7 +178,9 @@ FAULTS = [
         *("lanes are dealt in another order", "device.cuh", DEALT),
         *("static_cast<int>(threadIdx.x) + kThreads * i", "state differs after open", "many"),
     ),
-    _wrong("the last word of the state stays", "device.cuh", WORDS, "i < sizeof(T) / 8 - 1;", "state"),
+    _wrong(
+        "the last word of the state stays", "device.cuh", WORDS, "i < sizeof(T) / 8 - 1;", "state"
+    ),
     _wrong(
         *("open does not restore", "open.cu", "undo<kThreads>(table, kMergeOpen, 0, 1);", ";"),
         *("live tensor 0 differs after open", "reject_open"),

@@ -59,7 +59,9 @@ def test_another_tensor_than_a_state_is_refused(backend: str, op: str) -> None:
         ValueError, match=f"state has {len(state) - 1} bytes, expected {len(state)}"
     ):
         getattr(kernels, op)(*arguments, state[:-1], backend=backend)
-    with pytest.raises(ValueError, match=r"the contiguous uint8 tensor of new_state\(\), got torch\.int8"):
+    with pytest.raises(
+        ValueError, match=r"the contiguous uint8 tensor of new_state\(\), got torch\.int8"
+    ):
         getattr(kernels, op)(*arguments, state.view(torch.int8), backend=backend)
 
 
