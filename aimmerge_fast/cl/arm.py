@@ -1,0 +1,338 @@
+"""One arm of a run: a method with one seed trains the stream, is evaluated, survives being killed.
+
+An arm owns a folder: ``arm.json`` (what it depends on and what came out), ``state.safetensors``
+(everything needed to go on at the last save, to the same bits), ``events.jsonl``, ``adapters/``,
+``predictions/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimmerge_fast.cl import checkpoint
+from aimmerge_fast.cl.config import ArmSpec
+from aimmerge_fast.cl.context import Context
+from aimmerge_fast.cl.data import TaskData
+from aimmerge_fast.cl.methods import Method, Stage, Trainee, method_class
+from aimmerge_fast.cl.methods.monitor import Monitor
+from aimmerge_fast.cl.metrics import summary
+from aimmerge_fast.cl.plain import PlainTask, single_scores
+from aimmerge_fast.cl.selection import Best
+from aimmerge_fast.cl.training import Update, fresh_moments, new_optimizer, updates
+from aimmerge_fast.events import EventLog, read_events
+from aimmerge_fast.report import summarise
+
+STATE, EVENTS, RESULT = "state.safetensors", "events.jsonl", "arm.json"
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far an arm is.
+
+    ``step`` updates of stage number ``stage`` are made; ``trained``: all of them, and its scores
+    are being taken. ``scores[j][i]`` of task i after stage j, 0 to 100; ``losses`` by stage.
+    """
+
+    stage: int = 0
+    step: int = 0
+    trained: bool = False
+    scores: list[list[float | None]] = dataclasses.field(default_factory=list)
+    initial: list[float | None] | None = None
+    losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: {"training": 0.0, "evaluation": 0.0}
+    )
+    commits: list[str | None] = dataclasses.field(default_factory=list)
+
+
+class Arm:
+    """``run()`` trains and evaluates what is left, and returns the arm's entry of the results."""
+
+    def __init__(
+        self, context: Context, spec: ArmSpec, seed: int, settings: Mapping[str, Any]
+    ) -> None:
+        self.context, self.spec, self.seed = context, spec, seed
+        self.settings = dict(settings)
+        self.folder = context.folder_of(spec, seed)
+        self.kind = method_class(spec.method)
+        self.stages: list[Stage] = self.kind.stages(context.tasks)
+        self.progress = Progress()
+
+    @property
+    def finished(self) -> bool:
+        return self.progress.stage == len(self.stages)
+
+    @property
+    def _starts_plain(self) -> bool:
+        """Whether the first stage is the plain training of one task."""
+        last = self.context.config.select == "last"
+        return self.kind.first_stage_is_plain and len(self.stages[0].tasks) == 1 and last
+
+    def run(self) -> dict[str, Any]:
+        """Train and evaluate what is left; the arm's entry of ``results.json``."""
+        saved = self._saved()
+        if saved is not None:
+            self.progress = Progress(**saved["progress"])
+        if not self.finished:
+            with self._set_up(saved):
+                while not self.finished:
+                    self._one_stage()
+        self._write_result()
+        return self.result()
+
+    # ---- set-up and take-down --------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _set_up(self, saved: dict[str, Any] | None) -> Any:
+        context, config = self.context, self.context.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if context.commit not in self.progress.commits:
+            self.progress.commits.append(context.commit)
+        log = self._open_log(saved)
+        self.memory = context.new_memory(self.seed)
+        model = context.attach_adapter(self.seed)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        self.trainee = Trainee(
+            model=model,
+            optimizer=new_optimizer(trainable, config.lr),
+            encoder=context.encoder,
+            loss=context.loss,
+            memory=self.memory,
+            config=config,
+            seed=self.seed,
+            emit=log,
+            device=context.ranks.device,
+            signal=context.view.signal,
+        )
+        try:
+            self.method = self._new_method()
+            self.best = Best(self.trainee, context.ranks)
+            if saved is not None:
+                self._restore(saved)
+            elif config.initial:
+                self.progress.initial = [self._score(task, None) for task in context.tasks]
+            yield
+            self.method.close()
+        finally:
+            log.close()
+            context.detach_adapter(model)
+
+    def _new_method(self) -> Method:
+        method = self.kind(self.trainee, self.settings)
+        if self.spec.memory_epochs:
+            from aimmerge_fast.cl.methods.recipe import MemoryEpochs
+
+            method = MemoryEpochs(method, self.spec.memory_epochs)
+        if self.context.config.monitor and not hasattr(method, "merger"):
+            method = Monitor(method)
+        return method
+
+    def _open_log(self, saved: dict[str, Any] | None) -> EventLog:
+        """The arm's event file, cut back to the save: the updates after it are made again."""
+        path = self.folder / EVENTS
+        if not self.context.ranks.is_main:
+            return EventLog(os.devnull)
+        if path.is_file():
+            os.truncate(path, saved["events_bytes"] if saved is not None else 0)
+        return EventLog(path)
+
+    # ---- one stage -------------------------------------------------------------------------
+
+    def _one_stage(self) -> None:
+        progress = self.progress
+        stage = self.stages[progress.stage]
+        if not progress.trained:
+            self._train(stage)
+            self._save_adapters(stage)
+            progress.trained = True
+            progress.scores.append([None] * len(self.context.tasks))
+            self._save()
+        for place in self.context.tasks_to_score(self.stages[: progress.stage + 1]):
+            if progress.scores[-1][place] is None:
+                progress.scores[-1][place] = self._score(self.context.tasks[place], stage)
+                self._save()
+        progress.stage, progress.step, progress.trained = progress.stage + 1, 0, False
+        self._save()
+        self._write_result()
+
+    def _train(self, stage: Stage) -> None:
+        progress, index = self.progress, self.progress.stage
+        if progress.step == 0:
+            fresh_moments(self.trainee.optimizer)
+            self.best.reset()
+            self.method.begin_stage(stage, index)
+            progress.losses[stage.name] = []
+        records = self.method.training_records(stage, index)
+        with self.method.task(stage, index):
+            if not (index == 0 and self._take_shared(stage)):
+                self._updates(stage, records, self.context.config.steps_for(len(stage.records())))
+        self.method.end_stage(stage, index)
+        self.best.restore()
+        for task in stage.tasks:
+            self.memory.add(task.name, task.train)
+
+    def _updates(self, stage: Stage, records: list[Any], steps: int) -> None:
+        progress, config = self.progress, self.context.config
+        view = self.context.view
+        view.begin_stage(self.spec.name, self.seed, stage.name, progress.stage, self.stages, steps)
+        started, pending = time.perf_counter(), list[Tensor]()
+        steps_made = updates(
+            self.method, records, stage.name, progress.step, steps, self.context.ranks
+        )
+        for update in steps_made:
+            pending.append(update.loss)
+            due = update.step % config.save_every == 0
+            if due or update.step % config.log_every == 0 or update.step == steps:
+                self._take_losses(stage, pending, update)
+                view.step(update.step, progress.losses[stage.name], self.method.merges())
+            if config.select == "best" and update.step % config.select_every == 0:
+                self.best.offer(self._selection_tasks(), update.step)
+            progress.step = update.step
+            if due:
+                now = time.perf_counter()
+                progress.seconds["training"] += now - started
+                started = now
+                self._save()
+        progress.seconds["training"] += time.perf_counter() - started
+
+    def _take_losses(self, stage: Stage, pending: list[Tensor], update: Update) -> None:
+        """Read the losses since the last call; a bad one ends the arm at its last save."""
+        values = torch.stack(pending).tolist()
+        pending.clear()
+        for place, value in enumerate(values, update.step - len(values) + 1):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"arm {self.spec.name!r}, stage {stage.name!r}: the training loss of update "
+                    f"{place} is {value}; lower lr, or set max_grad_norm (the state before it is "
+                    "saved)"
+                )
+        self.progress.losses[stage.name] += values
+
+    def _take_shared(self, stage: Stage) -> bool:
+        """Plain training of the first task is the same for most arms: made once per seed."""
+        if self.progress.step or not self._starts_plain:
+            return False
+        shared = PlainTask(self.context, stage.tasks[0], self.seed).train(self.trainee.model)
+        self.trainee.rows["training"] += len(shared.losses) * self.context.config.batch
+        self.progress.losses[stage.name] = list(shared.losses)
+        self.progress.seconds["training"] += shared.seconds
+        self.progress.step = len(shared.losses)
+        return True
+
+    def _selection_tasks(self) -> list[TaskData]:
+        return [task for stage in self.stages[: self.progress.stage + 1] for task in stage.tasks]
+
+    def _score(self, task: TaskData, stage: Stage | None) -> float:
+        """Generate, score, and keep the predictions."""
+        started = time.perf_counter()
+        if stage and self.progress.stage == 0 and task in stage.tasks and self._starts_plain:
+            found = PlainTask(self.context, task, self.seed).score(self.trainee.model)
+        else:
+            found = self.context.evaluate(self.trainee.model, task)
+        seconds = time.perf_counter() - started
+        self.progress.seconds["evaluation"] += seconds
+        if self.context.ranks.is_main:
+            name = f"{self.progress.stage + 1}-{stage.name}" if stage else "0-before"
+            lines = "".join(checkpoint.json_line(row) for row in found.predictions)
+            path = self.folder / "predictions" / name / f"{task.name}.jsonl"
+            checkpoint.write_bytes(path, lines.encode())
+        when = f"after {stage.name}" if stage else "before training"
+        self.context.view.line(
+            f"[{self.spec.name} seed {self.seed}] {task.name} {when}: {found.score:.1f} "
+            f"({task.metric}, {found.items} records, {seconds:.1f} s)"
+        )
+        return found.score
+
+    # ---- files -----------------------------------------------------------------------------
+
+    def _saved(self) -> dict[str, Any] | None:
+        path = self.folder / STATE
+        return checkpoint.load_tree(path) if path.is_file() else None
+
+    def _save(self) -> None:
+        if not self.context.ranks.is_main:
+            return
+        trainee = self.trainee
+        events = self.folder / EVENTS
+        checkpoint.save_tree(
+            self.folder / STATE,
+            {
+                "progress": dataclasses.asdict(self.progress),
+                "adapter": self.context.adapter_of(trainee.model),
+                "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
+                "memory": self.memory.state_dict(),
+                "rows": trainee.rows,
+                "method": self.method.state_dict(),
+                "best": self.best.state_dict(),
+                "events_bytes": events.stat().st_size if events.is_file() else 0,
+            },
+        )
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        trainee = self.trainee
+        self.memory.load_state_dict(saved["memory"])
+        trainee.rows.update(saved["rows"])
+        self.method.prepare(saved["method"])  # adapters that later stages added
+        self.context.load_adapter(trainee.model, saved["adapter"])
+        checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
+        self.method.load_state_dict(saved["method"])
+        self.best.load_state_dict(saved["best"])
+        self.context.view.line(
+            f"[{self.spec.name} seed {self.seed}] goes on: {self.progress.stage} stages and "
+            f"{self.progress.step} updates are done"
+        )
+
+    def _save_adapters(self, stage: Stage) -> None:
+        """The adapter after a stage as plain PEFT; written aside, then renamed."""
+        if not self.context.ranks.is_main:
+            return
+        folder = self.folder / "adapters" / f"{self.progress.stage + 1}-{stage.name}"
+        aside = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.trainee.model.save_pretrained(aside)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+
+    def result(self) -> dict[str, Any]:
+        """The arm's entry in ``results.json``."""
+        progress, events = self.progress, self.folder / EVENTS
+        has_events = events.is_file() and events.stat().st_size > 0
+        saved = self._saved() or {"rows": {}}
+        single = single_scores(self.context, self.seed)
+        return {
+            "name": self.spec.name,
+            "label": self.kind.label,
+            "method": self.spec.method,
+            "settings": self.settings,
+            "memory_epochs": self.spec.memory_epochs,
+            "seed": self.seed,
+            "finished": self.finished,
+            "stages": [stage.name for stage in self.stages],
+            "scores": progress.scores,
+            "initial": progress.initial,
+            "single": single,
+            "metrics": summary(progress.scores, single=single, initial=progress.initial)
+            if self.finished
+            else {},
+            "losses": progress.losses,
+            "seconds": {name: round(value, 2) for name, value in progress.seconds.items()},
+            "rows": saved["rows"],
+            "merges": summarise(read_events(events)).to_dict() if has_events else None,
+            "commits": progress.commits,
+            "folder": self.folder.name,
+            "events": f"{self.folder.name}/{EVENTS}" if has_events else None,
+        }
+
+    def _write_result(self) -> None:
+        if self.context.ranks.is_main:
+            checkpoint.write_json(self.folder / RESULT, self.result())

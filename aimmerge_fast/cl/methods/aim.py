@@ -1,0 +1,176 @@
+"""AIMMerging, its ablations (Table 3) and its controls: all of them `FastAIMMerger` at work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from aimmerge_fast.cl.config import RunConfig
+from aimmerge_fast.cl.methods.base import Method, Stage, Trainee
+from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.events import Event, Open, Probe
+from aimmerge_fast.merger import FastAIMMerger
+
+
+class AIMMerging(Method):
+    """The method (policy ``paper``). Settings are the fields of ``AIMConfig``."""
+
+    label = "AIMMerging"
+    summary = "merges with its recent past at adaptive moments (Eq. 1-8)"
+    uses_memory = True
+    fixed: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, trainee: Trainee, settings: Mapping[str, Any]) -> None:
+        super().__init__(trainee, settings)
+        self._merges = 0
+        self.config = self.aim_config(settings, trainee.config, trainee.seed)
+        self.merger = self._new_merger()
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], config: RunConfig) -> None:
+        cls.aim_config(settings, config, config.seeds[0])
+
+    @classmethod
+    def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
+        """The arm's ``AIMConfig``: history and memory batches are the training batch (A.5 #33)."""
+        own = {field.name for field in dataclasses.fields(AIMConfig)}
+        for name in settings:
+            if name in cls.fixed or name not in own:
+                known = ", ".join(sorted(own - set(cls.fixed)))
+                raise ValueError(f"unknown setting {name!r}; this method's settings are {known}")
+        fields = {
+            "history_batch": config.batch,
+            "memory_batch": config.batch,
+            "max_grad_norm": config.max_grad_norm,
+            "seed": seed,
+            **cls.fixed,
+            **settings,
+        }
+        if fields.get("policy") == "released":
+            fields.setdefault("accumulation", config.accumulation)
+        return AIMConfig.from_dict(fields)
+
+    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
+        return self.merger.task(stage.name, memory=self.trainee.memory)
+
+    def after_update(self) -> None:
+        self.merger.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"merger": self.merger.state_dict(), "merges": self._merges}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.merger.load_state_dict(dict(state["merger"]))
+        self._merges = state["merges"]
+
+    def merges(self) -> int:
+        return self._merges
+
+    def _new_merger(self) -> FastAIMMerger:
+        trainee = self.trainee
+        return FastAIMMerger(
+            trainee.model,
+            self.config,
+            optimizer=trainee.optimizer,
+            collate=trainee.collate,
+            loss_fn=trainee.loss,
+            callbacks=[trainee.emit, self._count],
+        )
+
+    def _count(self, event: Event) -> None:
+        rows = self.trainee.rows
+        kept = len(self.trainee.memory)
+        if event.event in ("probe", "skip"):
+            rows["probe"] += min(self.config.history_batch, kept)
+        if isinstance(event, Probe):
+            self.trainee.signal(event.S, event.threshold)
+        if isinstance(event, Open):
+            self._merges += 1
+            rows["memory"] += event.memory_steps * min(self.config.memory_batch, kept)
+
+
+class Released(AIMMerging):
+    """AIMMerging as the authors' code does it (policy ``released``)."""
+
+    label = "AIMMerging (released)"
+    summary = "AIMMerging as the authors' code does it"
+    fixed: ClassVar[Mapping[str, Any]] = {"policy": "released"}
+
+
+class WithoutLearningSignal(AIMMerging):
+    """-LS: S stays s_init, a merge at the first activation, alpha = (1/2, 1/2)."""
+
+    label = "AIMMerging - LS"
+    summary = "ablation: no learning signal"
+    fixed: ClassVar[Mapping[str, Any]] = {"use_learning_signal": False}
+
+
+class WithoutForgettingSignal(AIMMerging):
+    """-FS: merges exactly at S, S adapted by Eq. 4, alpha = (1/2, 1/2)."""
+
+    label = "AIMMerging - FS"
+    summary = "ablation: no forgetting signal"
+    fixed: ClassVar[Mapping[str, Any]] = {"use_forgetting_signal": False}
+
+
+class ManualMerging(AIMMerging):
+    """+MGM: constant weights; ``alpha_new`` [0.5] is searched over a grid by hand."""
+
+    label = "AIMMerging + MGM"
+    summary = "ablation: constant weights (alpha_new)"
+
+    @classmethod
+    def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
+        return super().aim_config({"alpha_new": 0.5, **settings}, config, seed)
+
+
+class Control(AIMMerging):
+    """Merges without adaptation. ``match`` names an arm of the same seed that comes before.
+
+    Intervals are then chosen so that, in the mean, they are as long as that arm's.
+    """
+
+    @classmethod
+    def check_match(cls, other: str, arms: Sequence[str]) -> None:
+        if other not in arms:
+            raise ValueError(f"match={other!r} is no arm of this run; they are {', '.join(arms)}")
+
+
+class FixedInterval(Control):
+    """Control: a merge every ``s_init`` updates with alpha = (1/2, 1/2)."""
+
+    label = "fixed interval"
+    summary = "control: merges every s_init updates"
+    fixed: ClassVar[Mapping[str, Any]] = {"schedule": "fixed"}
+
+    @classmethod
+    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        interval = max(1, round(mean))
+        return {"s_init": interval, "s_min": 1, "s_max": max(128, interval)}
+
+
+class RandomInterval(Control):
+    """Control: intervals uniform in [s_min, s_hi] [s_hi = 14, mean 8], alpha = (1/2, 1/2)."""
+
+    label = "random intervals"
+    summary = "control: merges at random intervals"
+    fixed: ClassVar[Mapping[str, Any]] = {"schedule": "random"}
+
+    @classmethod
+    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        low = settings.get("s_min", 2)
+        return {"s_min": low, "s_hi": max(low, round(2 * mean) - low)}
+
+    @classmethod
+    def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
+        return super().aim_config({"s_hi": 14, **settings}, config, seed)
+
+
+class SingleMerge(AIMMerging):
+    """Control: one merge, at the end of each task."""
+
+    label = "single merge"
+    summary = "control: one merge at the end of each task"
+    fixed: ClassVar[Mapping[str, Any]] = {"schedule": "single"}

@@ -1,0 +1,148 @@
+"""What a method is: a few hooks around stage, batch and optimiser update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+
+from aimmerge_fast.cl.config import RunConfig
+from aimmerge_fast.cl.data import Record, TaskData
+from aimmerge_fast.cl.encode import AnswerLoss, Encoder
+from aimmerge_fast.events import Event
+from aimmerge_fast.memory import RehearsalMemory
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is trained in one go: a task, or several at once."""
+
+    name: str
+    tasks: tuple[TaskData, ...]
+
+    def records(self) -> list[Record]:
+        return [record for task in self.tasks for record in task.train]
+
+
+@dataclasses.dataclass
+class Trainee:
+    """What a method works on. One per arm.
+
+    Attributes:
+        model: a PeftModel; its base is frozen. optimizer: over ``parameters()``; moments are
+            cleared at every stage. encoder, loss: records -> batch -> mean loss of answer tokens.
+        memory: records of the finished tasks; the arm adds to it after each stage.
+        config: of the run. seed: of the arm. emit: takes events for ``events.jsonl``.
+        rows: counts of rows passed through the model, by purpose.
+        device: where batches go. signal: takes S and delta, for the progress display.
+    """
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    encoder: Encoder
+    loss: AnswerLoss
+    memory: RehearsalMemory
+    config: RunConfig
+    seed: int
+    emit: Callable[[Event], None]
+    device: torch.device
+    signal: Callable[[int, float | None], None] = lambda interval, threshold: None
+    rows: dict[str, int] = dataclasses.field(
+        default_factory=lambda: {"training": 0, "memory": 0, "probe": 0}
+    )
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The trainable parameters, in the model's order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def collate(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+        batch = self.encoder.collate(records)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def use_parameters(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Let the optimiser train these from here on, with fresh moments."""
+        self.optimizer.param_groups[0]["params"] = list(parameters)
+        self.optimizer.state.clear()
+
+
+class Method:
+    """Plain sequential training; methods override what they change.
+
+    A method must be able to stop after any update and go on in another process: what it needs
+    for that is in ``state_dict``. The adapters' own tensors and the optimiser are saved by the arm.
+    """
+
+    #: One line for people. label: what tables call it.
+    summary: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    #: Settings and their defaults.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: The first stage is plain training, so arms can share it.
+    first_stage_is_plain: ClassVar[bool] = True
+    uses_memory: ClassVar[bool] = False
+
+    def __init__(self, trainee: Trainee, settings: Mapping[str, Any]) -> None:
+        self.trainee = trainee
+        self.settings = {**self.defaults, **settings}
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], config: RunConfig) -> None:
+        """``ValueError`` for settings that cannot work, before anything is loaded."""
+        for name in settings:
+            if name not in cls.defaults:
+                known = ", ".join(cls.defaults) or "none"
+                raise ValueError(f"unknown setting {name!r}; this method's settings are {known}")
+
+    @classmethod
+    def check_match(cls, other: str, arms: Sequence[str]) -> None:
+        """``ValueError`` unless this method can match the number of merges of arm ``other``."""
+        raise ValueError("setting 'match' belongs to the controls fixed and random")
+
+    @classmethod
+    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that make merges ``mean`` updates apart; only where ``check_match`` allows."""
+        raise NotImplementedError
+
+    @classmethod
+    def stages(cls, tasks: Sequence[TaskData]) -> list[Stage]:
+        return [Stage(task.name, (task,)) for task in tasks]
+
+    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
+        """Around the updates of a stage, which may be the rest of it after a resume."""
+        return nullcontext()
+
+    def begin_stage(self, stage: Stage, index: int) -> None:
+        """Before a stage's first update; not called again when it is resumed."""
+
+    def training_records(self, stage: Stage, index: int) -> list[Record]:
+        """What a stage's batches are drawn from; a pure function of memory and stage."""
+        return stage.records()
+
+    def after_backward(self) -> None:
+        """Gradients are there (clipped), the update is still to come."""
+
+    def after_update(self) -> None:
+        """The optimiser has stepped; gradients are cleared."""
+
+    def end_stage(self, stage: Stage, index: int) -> None:
+        """After a stage's last update, before it is evaluated; the memory is without it yet."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values and tensors under string keys."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up ``state_dict``'s; called before ``task()`` is entered again."""
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        """Give the model the adapters that it had when ``state`` was saved."""
+
+    def merges(self) -> int:
+        """Merges so far, for the progress line."""
+        return 0
+
+    def close(self) -> None:
+        """Leave the model as it was found, but for the values of its adapter."""

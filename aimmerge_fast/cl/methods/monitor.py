@@ -1,0 +1,85 @@
+"""Watches an arm that does not merge: history loss and learning signal, to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from aimmerge_fast.cl.data import Record
+from aimmerge_fast.cl.methods.base import Method, Stage
+from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.events import Event
+from aimmerge_fast.merger import FastAIMMerger
+
+
+class Monitor(Method):
+    """Wraps a method; its own `FastAIMMerger` runs ``schedule="monitor"``, anew in each stage."""
+
+    def __init__(self, inner: Method) -> None:
+        super().__init__(inner.trainee, {})
+        self.inner = inner
+        self.merger: FastAIMMerger | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
+        trainee = self.trainee
+        batch = trainee.config.batch
+        config = AIMConfig(
+            schedule="monitor", history_batch=batch, memory_batch=batch, seed=trainee.seed
+        )
+        self.merger = FastAIMMerger(
+            trainee.model,
+            config,
+            optimizer=trainee.optimizer,
+            collate=trainee.collate,
+            loss_fn=trainee.loss,
+            callbacks=[trainee.emit, self._count],
+        )
+        if self._saved is not None:
+            self.merger.load_state_dict(self._saved)
+            self._saved = None
+        stack = ExitStack()
+        stack.enter_context(self.inner.task(stage, index))
+        stack.enter_context(self.merger.task(stage.name, memory=trainee.memory))
+        return stack
+
+    def begin_stage(self, stage: Stage, index: int) -> None:
+        self.inner.begin_stage(stage, index)
+
+    def training_records(self, stage: Stage, index: int) -> list[Record]:
+        return self.inner.training_records(stage, index)
+
+    def after_backward(self) -> None:
+        self.inner.after_backward()
+
+    def after_update(self) -> None:
+        self.inner.after_update()
+        assert self.merger is not None  # task() was entered
+        self.merger.step()
+
+    def end_stage(self, stage: Stage, index: int) -> None:
+        self.inner.end_stage(stage, index)
+        self.merger = None
+
+    def state_dict(self) -> dict[str, Any]:
+        merger = self.merger.state_dict() if self.merger is not None else None
+        return {"inner": self.inner.state_dict(), "merger": merger}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state["inner"])
+        self._saved = dict(state["merger"]) if state["merger"] is not None else None
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        self.inner.prepare(state["inner"])
+
+    def merges(self) -> int:
+        return self.inner.merges()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _count(self, event: Event) -> None:
+        if event.event in ("probe", "skip"):
+            rows = self.trainee.rows
+            rows["probe"] += min(self.trainee.config.batch, len(self.trainee.memory))

@@ -1,0 +1,160 @@
+"""An arm's events as series: what was measured when, and what became of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from aimmerge_fast.cl.report.run import Arm, Group, Run
+from aimmerge_fast.cl.report.statistics import mean
+from aimmerge_fast.events import Event, Measure, Open, Probe, Skip, TaskBegin
+from aimmerge_fast.report.events import split_tasks, undone_merges
+
+#: Methods that are the paper's, under either policy.
+OURS = ("aim", "aim-released")
+#: Steps on either side of a merge that the mean course around merges shows.
+AROUND = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSignals:
+    """One stage of an arm; steps count from 1 within it.
+
+    Attributes:
+        offset: updates of the arm before this stage. steps: of this stage.
+        undone: numbers of the merges that were rejected or rolled back.
+        schedule: of the controller; None where the events do not say.
+    """
+
+    name: str
+    offset: int
+    steps: int
+    losses: tuple[float, ...]
+    probes: tuple[Probe, ...]
+    skips: tuple[Skip, ...]
+    merges: tuple[Open, ...]
+    measures: tuple[Measure, ...]
+    undone: frozenset[int]
+
+    @property
+    def any(self) -> bool:
+        return bool(self.probes or self.skips or self.merges or self.measures)
+
+    @property
+    def activations(self) -> int:
+        """History losses above the threshold; a forced merge of ``released`` is none."""
+        count, before = 0, 0
+        for probe in self.probes:
+            if probe.t == 1:
+                before = 0
+            if probe.code != "merge_forced":
+                count += max(0, probe.F - before)
+            before = probe.F
+        return count
+
+    @property
+    def judged(self) -> int:
+        """History losses that were compared with a threshold."""
+        return sum(probe.code not in ("collect", "threshold") for probe in self.probes)
+
+    @property
+    def learning_signal(self) -> float | None:
+        """Mean Lambda over the stage's merges, or over its measurements where it never merges."""
+        return mean(event.learning_signal for event in self.merges or self.measures)
+
+
+def stage_signals(arm: Arm) -> list[StageSignals]:
+    """The arm's stages in order, those without events too: steps then come from the losses."""
+    tasks = {task.name: task.events for task in split_tasks(arm.events)}
+    names = [*arm.stages, *(name for name in tasks if name not in arm.stages)]
+    stages, offset = [], 0
+    for name in names:
+        stage = _stage(name, offset, tasks.get(name, []), arm.losses.get(name, ()))
+        stages.append(stage)
+        offset += stage.steps
+    return stages
+
+
+def _stage(
+    name: str, offset: int, events: Sequence[Event], losses: tuple[float, ...]
+) -> StageSignals:
+    return StageSignals(
+        name=name,
+        offset=offset,
+        steps=max([len(losses), *(event.step for event in events)]),
+        losses=losses,
+        probes=tuple(event for event in events if isinstance(event, Probe)),
+        skips=tuple(event for event in events if isinstance(event, Skip)),
+        merges=tuple(event for event in events if isinstance(event, Open)),
+        measures=tuple(event for event in events if isinstance(event, Measure)),
+        undone=frozenset(undone_merges(events)),
+    )
+
+
+def merges(arm: Arm) -> bool:
+    """Whether the arm's events hold a merge, or its controller could have made one."""
+    return any(
+        isinstance(event, Open)
+        or (
+            isinstance(event, TaskBegin)
+            and event.memory > 0
+            and event.config.get("schedule", "monitor") != "monitor"
+        )
+        for event in arm.events
+    )
+
+
+def watched(arm: Arm) -> bool:
+    """Whether there is a history loss of an arm that never merges."""
+    return not merges(arm) and any(isinstance(event, Probe) for event in arm.events)
+
+
+def drawn(group: Group) -> Arm:
+    """The one seed whose signals are drawn: the first finished one, else the farthest."""
+    return group.used[0]
+
+
+def pairs(run: Run) -> list[tuple[Group, Group]]:
+    """(plain, merging) arms whose history losses can be held against each other.
+
+    Plain is replay where that was monitored, else the first monitored arm; merging are
+    the arms of ``OURS``, or the first one that merges.
+    """
+    plain = [group for group in run.groups if watched(drawn(group))]
+    plain.sort(key=lambda group: not is_replay(group))
+    merging = [group for group in run.groups if merges(drawn(group))]
+    ours = [group for group in merging if group.method in OURS] or merging[:1]
+    return [(plain[0], group) for group in ours] if plain else []
+
+
+def is_replay(group: Group) -> bool:
+    return group.method == "replay" and "+memory" not in group.name
+
+
+def around_merges(
+    stages: Sequence[StageSignals], kind: str
+) -> tuple[list[int], list[list[float]], int]:
+    """Losses around merges that moved the parameters (closed, alpha_past > 0).
+
+    ``kind``: "training" or "history". Returns offsets -AROUND+1 ... AROUND in steps from the
+    merge, the values at each offset, and the number of merges. The loss at offset 0 was taken
+    before the merge, that at 1 is the first after it.
+    """
+    offsets = list(range(1 - AROUND, AROUND + 1))
+    values: list[list[float]] = [[] for _ in offsets]
+    count = 0
+    for stage in stages:
+        if kind == "training":
+            course = dict(enumerate(stage.losses, start=1))
+        else:
+            course = {probe.step: probe.loss for probe in stage.probes}
+        for merge in stage.merges:
+            if merge.merge in stage.undone or merge.alpha_past == 0:
+                continue
+            count += 1
+            for place, offset in enumerate(offsets):
+                loss = course.get(merge.step + offset, math.nan)
+                if math.isfinite(loss):
+                    values[place].append(loss)
+    return offsets, values, count
