@@ -16,7 +16,8 @@ class Binding:
     """Finds the trainable parameters and binds one engine per device to them.
 
     Attributes:
-        parameters: what was found. choice: the backend and why.
+        parameters: what was found. choice: the first device's backend and why.
+        backends: one name per device.
         engine: one engine, or a ``Group`` over several devices.
         anchors, mids: one arena per device. states: one state tensor per device.
     """
@@ -35,16 +36,18 @@ class Binding:
         self._require_optimized()
         devices = self.parameters.devices()
         self.choice = kernels.choose(backend, devices[0])
-        tables = self._tables()
+        tables = self.tables()
         # Zeroed, so that a saved state holds no bytes of chance.
         self.anchors = [kernels.new_arena(table).zero_() for table in tables]
         self.mids = [kernels.new_arena(table).zero_() for table in tables]
         several = len(tables) > 1
         self.states = [kernels.new_state(config, defer=several, device=d) for d in devices]
-        names = [kernels.choose(backend, device).name for device in devices]
+        self.backends = [kernels.choose(backend, device).name for device in devices]
         self._engines = [
             kernels.engine(*bound)
-            for bound in zip(names, tables, self.anchors, self.mids, self.states, strict=True)
+            for bound in zip(
+                self.backends, tables, self.anchors, self.mids, self.states, strict=True
+            )
         ]
         self.engine: kernels.Engine = (
             kernels.Group(self._engines, self.states) if several else self._engines[0]
@@ -61,18 +64,18 @@ class Binding:
         if not self._stale:
             return
         self._require_optimized()
-        for engine, table in zip(self._engines, self._tables(), strict=True):
+        for engine, table in zip(self._engines, self.tables(), strict=True):
             engine.rebind(table)
         self._stale = False
 
     def set_anchor(self) -> None:
         """anchor <- live: the start of a task."""
-        for anchor, table in zip(self.anchors, self._tables(), strict=True):
+        for anchor, table in zip(self.anchors, self.tables(), strict=True):
             kernels.copy_into(anchor, table)
 
     def restore_anchor(self) -> None:
         """live <- anchor."""
-        for anchor, table in zip(self.anchors, self._tables(), strict=True):
+        for anchor, table in zip(self.anchors, self.tables(), strict=True):
             kernels.copy_out(table, anchor)
         self.bump_versions()
 
@@ -89,7 +92,8 @@ class Binding:
         """Tell autograd that the parameters changed: our writes go past its version counters."""
         torch.autograd.graph.increment_version(self.parameters.tensors())
 
-    def _tables(self) -> list[list[torch.Tensor]]:
+    def tables(self) -> list[list[torch.Tensor]]:
+        """Flat views of the parameters, one list per device."""
         flat = self.parameters.flat()
         return [[t for t in flat if t.device == device] for device in self.parameters.devices()]
 

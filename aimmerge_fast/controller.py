@@ -18,6 +18,10 @@ from aimmerge_fast.kernels.layout import RING_SIZE
 from aimmerge_fast.mailbox import Mailbox, Record
 from aimmerge_fast.runahead import RunAhead, Verdict
 
+#: What a rejection at open and one at close leave behind.
+_PUT_BACK = "the parameters are back on the anchor"
+_KEPT = "live and anchor are the snapshot theta_j"
+
 
 class MergeRejected(FloatingPointError):
     """A merge met non-finite entries; the parameters were put back before this was raised."""
@@ -163,20 +167,31 @@ class Controller:
             self.close()
         return self.merge_steps
 
-    def close(self) -> None:
-        """Launch the second half; waits for the open record, which names the next interval.
+    def learn_open(self) -> bool:
+        """Wait for the open record, which names the next interval; False: open was rejected."""
+        if not self.open_known:
+            self.mailbox.wait_for(self.launched)  # the newest record is that of open
+            self.drain()
+        return self.rejected is None
+
+    def close(self, not_finite: int = 0) -> None:
+        """Launch the second half; waits for the open record.
+
+        ``not_finite``: entries for which a fusion outside of the engine was undone.
 
         Raises:
             MergeRejected: either half met non-finite entries; the parameters were put back.
         """
-        if not self.open_known:
-            self.mailbox.wait_for(self.launched)  # the newest record is that of open
-            self.drain()
+        self.learn_open()
         self._make_room()
         self._engine.close_()
         self.launched += 1
         self.is_open = False
+        if not_finite:
+            self.finish_records()
         self.drain()
+        if not_finite:
+            self._note_rejection(self._merge, not_finite, "close", _KEPT)
         self.raise_rejection()
 
     def abandon(self) -> None:
@@ -249,7 +264,8 @@ class Controller:
             self._consume_open(record)
         elif self._config.schedule != "monitor":
             self._emit(events.Close(self.task, self.reported, record.merge))
-            self._note_rejection(record, "close", "live and anchor are the snapshot theta_j")
+            if record.reject:
+                self._note_rejection(record.merge, record.reject, "close", _KEPT)
 
     def _consume_step(self, record: Record) -> None:
         self.reported += 1
@@ -281,7 +297,7 @@ class Controller:
             signal = record.l1 / record.t
             self._emit(events.Measure(self.task, self.reported, record.t, record.l1, signal))
         elif record.reject:
-            self._note_rejection(record, "open", "the parameters are back on the anchor")
+            self._note_rejection(record.merge, record.reject, "open", _PUT_BACK)
         else:
             self._emit(self._open_event(record))
 
@@ -313,13 +329,11 @@ class Controller:
         steps = record.S if planned and record.kind != "merge_final" else record.t
         return record.l1 / steps if steps else 0.0
 
-    def _note_rejection(self, record: Record, half: str, outcome: str) -> None:
-        if not record.reject:
-            return
-        self._emit(events.Reject(self.task, self.reported, record.merge, half, record.reject))
+    def _note_rejection(self, merge: int, entries: int, half: str, outcome: str) -> None:
+        self._emit(events.Reject(self.task, self.reported, merge, half, entries))
         what = "theta_j" if half == "open" else "the fused result"
         self.rejected = (
             f"task {self.task!r}, step {self.reported}: the merge was rejected at {half}, "
-            f"{record.reject} entries of {what} are not finite; {outcome}. Lower the learning rate "
+            f"{entries} entries of {what} are not finite; {outcome}. Lower the learning rate "
             "or clip gradients, or set on_reject='continue' to go on from here"
         )

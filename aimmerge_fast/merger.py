@@ -17,6 +17,7 @@ from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import BadProbes, Controller, MergeRejected
 from aimmerge_fast.events import Event, EventLog
+from aimmerge_fast.fusion import EntryFusion, new_importances
 from aimmerge_fast.memory import RehearsalMemory
 from aimmerge_fast.protocol import MergeProtocol
 from aimmerge_fast.rehearsal import Collate, LossFn, Rehearsal, default_loss
@@ -56,6 +57,7 @@ class FastAIMMerger(MergeProtocol):
         autocast: makes the context of our forwards, e.g. ``lambda: torch.autocast("cuda")``.
         events: path of an ``events.jsonl`` to append to.
         callbacks: called with every event (see ``aimmerge_fast.events``).
+        fusion: weigh every entry by its importance instead of alpha; needs ``alpha_new=1.0``.
 
     Raises:
         ValueError: nothing trainable, an unsupported parameter, an optimizer without the
@@ -77,6 +79,7 @@ class FastAIMMerger(MergeProtocol):
         autocast: Callable[[], AbstractContextManager[Any]] | None = None,
         events: str | Path | None = None,
         callbacks: Sequence[Callable[[Event], None]] = (),
+        fusion: EntryFusion | None = None,
     ) -> None:
         self.config = config if config is not None else AIMConfig()
         if not isinstance(self.config, AIMConfig):
@@ -94,6 +97,10 @@ class FastAIMMerger(MergeProtocol):
                 autocast,
                 self.binding.parameters.devices(),
             )
+        memory_optimizer = self.rehearsal.memory_optimizer if self.rehearsal else None
+        self.importances = new_importances(
+            fusion, self.config, self.binding, [optimizer, memory_optimizer], scaler
+        )
         self.events: list[Event] = []
         self._sinks = [self.events.append, *callbacks]
         if events is not None:
@@ -118,13 +125,14 @@ class FastAIMMerger(MergeProtocol):
             TypeError, ValueError: no RehearsalMemory, an empty one after the first task, one that
                 differs from the restored state's, a non-finite parameter.
         """
-        self._begin_task(name, memory)
-        try:
-            yield self
-            self._finish_interval()
-            self.position.tasks_done += 1
-        finally:
-            self.position.in_task = False
+        with self._watched():
+            self._begin_task(name, memory)
+            try:
+                yield self
+                self._finish_interval()
+                self.position.tasks_done += 1
+            finally:
+                self.position.in_task = False
         self._emit(events.TaskEnd(name, self.controller.host.steps))
 
     def step(self, history_loss: torch.Tensor | None = None) -> bool:
@@ -182,7 +190,11 @@ class FastAIMMerger(MergeProtocol):
         """
         if self.resumed is not None:
             return copy.deepcopy(self.resumed)  # loaded, but its task was not entered yet
-        return state.save(self.config, self.position, self.binding, self.controller, self.rehearsal)
+        parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
+        saved = state.save(*parts)
+        if self.importances is not None:
+            saved["fusion"] = self.importances.state_dict()
+        return saved
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore a ``state_dict``; then enter ``task()`` of the same name to go on.
@@ -194,8 +206,11 @@ class FastAIMMerger(MergeProtocol):
         """
         if self.position.in_task:
             raise RuntimeError("load_state_dict() inside a task: load before entering task()")
+        state.check_fusion(saved, self.importances)
         parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
         self.resumed = state.load(saved, *parts)
+        if self.importances is not None:
+            self.importances.load_state_dict(saved["fusion"])
 
     # ---- internals -------------------------------------------------------------------------
 
@@ -214,6 +229,7 @@ class FastAIMMerger(MergeProtocol):
             self.binding.require_finite()
             self.controller.begin_task(name, self.position.tasks_begun)
             self.binding.set_anchor()
+            self._forget_importances()
             self.position.probe_pending = False
             if memory is not None and monitors:
                 self._rehearsal().begin_task(memory, self.position.tasks_begun)
@@ -221,8 +237,15 @@ class FastAIMMerger(MergeProtocol):
             self.position.monitors = monitors
             self.position.tasks_begun += 1
             size = len(memory) if memory is not None else 0
-            self._emit(events.TaskBegin(name, 0, size, self.config.to_dict()))
+            self._emit(events.TaskBegin(name, 0, size, self._settings()))
         self.position.in_task = True
+
+    def _settings(self) -> dict[str, Any]:
+        """The config, and the fusion where there is one: its merges are no-ops by alpha alone."""
+        settings = self.config.to_dict()
+        if self.importances is not None:
+            settings["fusion"] = self.importances.settings.to_dict()
+        return settings
 
     def _go_on(self, name: str, memory: RehearsalMemory | None, saved: dict[str, Any]) -> None:
         """Enter the task that the loaded state was saved in."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -14,6 +15,7 @@ from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import Controller
 from aimmerge_fast.events import Event
+from aimmerge_fast.fusion import Importances
 from aimmerge_fast.rehearsal import Rehearsal
 from aimmerge_fast.state import Position
 
@@ -26,6 +28,7 @@ class MergeProtocol:
     controller: Controller
     rehearsal: Rehearsal | None
     position: Position
+    importances: Importances | None  # of a fusion entry by entry
     _sinks: list[Callable[[Event], None]]
 
     # ---- the pieces of a step, for custom loops --------------------------------------------
@@ -84,6 +87,9 @@ class MergeProtocol:
             self.controller.restart_interval(keep_progress=True)
         try:
             return self.controller.open()
+        except BaseException:
+            self._forget_importances()
+            raise
         finally:
             self._bump_versions()  # a rejected snapshot was put back
             self._renew_probe()
@@ -98,7 +104,7 @@ class MergeProtocol:
             raise RuntimeError("close_merge() before open_merge()")
         self.binding.heal()
         try:
-            self.controller.close()
+            self._close()
         finally:
             self._bump_versions()
             self._renew_probe()
@@ -112,6 +118,7 @@ class MergeProtocol:
         self.binding.heal()
         self.controller.restart_interval()
         self.binding.restore_anchor()
+        self._forget_importances()
         self._emit(events.Rollback(self.controller.task, self.controller.host.steps))
         if self.rehearsal:
             self.rehearsal.restore_moments()
@@ -140,12 +147,37 @@ class MergeProtocol:
                     for position.steps_made in range(made + 1, memory_steps + 1):
                         rehearsal.memory_step()
         except BaseException:
+            self._forget_importances()
             self.controller.abandon()
             self.binding.bump_versions()
             raise
         finally:
             position.steps_made = None
         self.close_merge()
+
+    def _close(self) -> None:
+        """The engine's fusion, or ours: alpha = (1, 0) then installs what we put into mid."""
+        if self.importances is None:
+            self.controller.close()
+            return
+        fuses = self.controller.learn_open()
+        bad = self.importances.fuse() if fuses else 0
+        if fuses and not bad:
+            self.importances.begin_interval()
+        else:
+            self.importances.begin_task()
+        self.controller.close(bad)
+
+    def _watched(self) -> AbstractContextManager[None]:
+        if self.importances is None:
+            return nullcontext()
+        return self.importances.watching(
+            lambda: self.position.monitors, lambda: self.controller.is_open
+        )
+
+    def _forget_importances(self) -> None:
+        if self.importances is not None:
+            self.importances.begin_task()
 
     def _bump_versions(self) -> None:
         if self.config.schedule != "monitor":  # which leaves every bit as it was

@@ -15,6 +15,7 @@ from aimmerge_fast import kernels
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import Controller
+from aimmerge_fast.fusion import Importances
 from aimmerge_fast.memory import RehearsalMemory
 from aimmerge_fast.rehearsal import Rehearsal
 
@@ -100,6 +101,16 @@ def load(
         setattr(position, field.name, saved[field.name])
     position.in_task = False
     return saved if saved["in_task"] else None
+
+
+def check_fusion(saved: dict[str, Any], importances: Importances | None) -> None:
+    """``ValueError`` unless both the state and the merger fuse by the same settings, or neither."""
+    theirs = saved.get("fusion") if isinstance(saved, dict) else None
+    if (theirs is None) != (importances is None):
+        with_it = "with" if theirs is not None else "without"
+        raise ValueError(f"the state was saved {with_it} fusion=; build the merger {with_it} it")
+    if importances is not None and theirs is not None:
+        importances.check_state(theirs)
 
 
 def enter(

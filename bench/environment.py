@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def load() -> str:
         f"load average {minute:.1f} over one minute, {five:.1f} over five, on {os.cpu_count()} "
         "cores; where it is higher than the cores, others took turns with us and times are too long"
     )
+
+
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None where there is none."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return answer.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        pass
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
+    return found.group() if found else None
 
 
 def commit() -> str | None:

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 
+#include "core/given.h"
 #include "cpu/engine.h"
 #include "cpu/isa.h"
 #include "cpu/triad.h"
@@ -21,11 +22,6 @@ namespace py = pybind11;
 using namespace aimmerge;
 
 namespace {
-
-template <class T>
-T* at(uint64_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 class Engine {
  public:
@@ -46,6 +42,13 @@ class Engine {
     aimmerge::advance(*table_.block, at<const double>(partials), rows);
   }
   void repair() { aimmerge::repair(table_); }
+  void importance(const std::array<uint64_t, 4>& given, const std::array<float, 4>& betas) const {
+    aimmerge::importance(table_, gradients_at(given, betas));
+  }
+  int64_t weighted(const std::array<uint64_t, 6>& given,
+                   const std::array<std::array<float, 2>, 4>& weights) const {
+    return aimmerge::weighted(table_, weighing_at(given, weights));
+  }
   size_t tiles() const { return table_.tiles.size(); }
 
  private:
@@ -230,6 +233,8 @@ PYBIND11_MODULE(_native, m) {
       .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
       .def("advance", &Engine::advance)
       .def("repair", &Engine::repair, py::call_guard<py::gil_scoped_release>())
+      .def("importance", &Engine::importance, py::call_guard<py::gil_scoped_release>())
+      .def("weighted", &Engine::weighted, py::call_guard<py::gil_scoped_release>())
       .def("tiles", &Engine::tiles);
   m.def("plan", &plan);
   m.def("tile", &tile);

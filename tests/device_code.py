@@ -37,7 +37,13 @@ WIDE = {
     },
     "close<128>": {("LDG", 128, 2048): [3, 3], ("STG", 128, 2048): [2, 2]},
 }
-KERNELS = {*WIDE, "observe", "advance", "repair"}
+#: The same for kernels that go row by row beside fp32 buffers: 16-byte accesses of the paths of
+#: fp32, bf16 and fp16 together, in a row.
+ROW_WIDE = {
+    "importance": {"LDG": 4 + 2 + 2, "STG": 2 + 2 + 2},
+    "weighted": {"LDG": 7 + 4 + 4, "STG": 1},
+}
+KERNELS = {*WIDE, *ROW_WIDE, "observe", "advance", "repair"}
 ROWS = 4
 GAP = 8  # instructions between two accesses of a run: addresses, but no arithmetic on what came
 
@@ -52,6 +58,7 @@ _ACCESS = re.compile(
     r"^(?P<kind>LDG|STG)\.E\.(?P<bits>64|128)\S* .*"
     r"(?<!desc)\[(?P<base>[^\]]*?)(?:\+(?P<offset>-?0x[0-9a-f]+))?\]"
 )
+_WIDE_ACCESS = re.compile(r"(?:@\S+ )?(LDG|STG)\.E\.128\b")
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,20 @@ def width_problems(sass: str) -> list[str]:
         seen.add(kernel)
         if kernel in WIDE and (found := vector_runs(body)) != WIDE[kernel]:
             problems.append(f"{kernel} for {arch}: {found} instead of {WIDE[kernel]}")
-    return problems + [f"{kernel} has no machine code" for kernel in sorted(WIDE.keys() - seen)]
+        if kernel in ROW_WIDE:
+            kinds = [wide[1] for line in body if (wide := _WIDE_ACCESS.match(line))]
+            problems += _row_problems(kernel, arch, kinds)
+    missing = sorted({*WIDE, *ROW_WIDE} - seen)
+    return problems + [f"{kernel} has no machine code" for kernel in missing]
+
+
+def _row_problems(kernel: str, arch: str, kinds: list[str]) -> list[str]:
+    """``kinds``: LDG or STG of each 16-byte access; a compiler may write out several rows."""
+    expected = ROW_WIDE[kernel]
+    rows = len(kinds) // sum(expected.values())
+    if rows and Counter(kinds) == {kind: rows * number for kind, number in expected.items()}:
+        return []
+    return [f"{kernel} for {arch}: {dict(Counter(kinds))} instead of {expected} of each row"]
 
 
 def find_tool(name: str) -> str | None:

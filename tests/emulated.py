@@ -28,6 +28,7 @@ NATIVE = ROOT / "tests/native"
 EMULATION = NATIVE / "emulation"
 OPS = ("observe", "open", "close", "advance", "repair")
 FLAGS = ("-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
+PIC = ("-fPIC", "-fvisibility=hidden")
 CPU = ("observe", "open", "close", "advance", "repair", "tiles", "isa")
 
 
@@ -96,14 +97,32 @@ def module() -> Any:
     pybind11 = pytest.importorskip("pybind11")
     folder = work_folder() / "module"
     includes = [sysconfig.get_path("include"), pybind11.get_include()]
-    flags = ["-fPIC", "-fvisibility=hidden", *(f"-isystem{path}" for path in includes)]
+    flags = ["-O0", *PIC, *(f"-isystem{path}" for path in includes)]
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     sources += [EMULATION / f"{name}.cpp" for name in ("fibres", "runtime")]
-    objects = compile_all([EMULATION / "module.cpp"], folder, ["-O0", *flags])
-    objects += compile_all(sources, folder, ["-O2", *flags])
+    objects = compile_all([EMULATION / "module.cpp"], folder, flags)
+    objects += compile_all(sources, folder, ["-O2", *PIC])
+    return _loaded(folder, objects)
+
+
+def changed_module(folder: Path, op: str, old: str, new: str) -> Any:
+    """``module()`` with ``old`` replaced by ``new`` in csrc/cuda/``op``.cu; made in ``folder``."""
+    module()
+    text = (ROOT / f"csrc/cuda/{op}.cu").read_text()
+    assert old in text, f"{op}.cu has changed: {old!r} is gone"
+    source = folder / "cuda" / f"{op}.cu"
+    source.parent.mkdir(parents=True)
+    source.write_text(text.replace(old, new))
+    made = compile_all([source], folder / "objects", ["-O0", *PIC])
+    others = (work_folder() / "module").glob("*.o")
+    return _loaded(folder, [*made, *(each for each in others if each.name != made[0].name)])
+
+
+def _loaded(folder: Path, objects: Sequence[Path]) -> Any:
     target = folder / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     link(target, objects, ["-shared"])
-    spec = importlib.util.spec_from_file_location("_emulated", target)
+    # pybind11 keeps modules by their whole name
+    spec = importlib.util.spec_from_file_location(f"{folder.name}._emulated", target)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)

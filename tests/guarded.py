@@ -79,6 +79,20 @@ def merge(specs: list[Spec], bad: int, at_end: bool) -> None:
     _kept.clear()
 
 
+def entry_ops(specs: list[Spec], at_end: bool, backend: str) -> None:
+    """The per-entry ops, with a gradient and without."""
+    table, other = (fenced_table(specs, AIMConfig(), at_end) for _ in range(2))
+    entries = len(kernels.new_importance(table.live).sensitivity)
+    for tensor in (*table.live, *other.live, table.anchor, table.mid):
+        tensor.fill_(1)
+    for gradients in (other.live, [None] * len(specs)):
+        s, u = (fenced(4 * entries, at_end, 16).view(torch.float32).fill_(0) for _ in range(2))
+        kernels.importance_(table.live, gradients, s, u, backend=backend)
+        made = kernels.Importance(s, u, ())
+        limits = fenced(8, at_end).view(torch.float32).fill_(0)
+        kernels.weighted_(table.live, table.anchor, table.mid, made, made, limits, backend=backend)
+
+
 # ---- planted faults -----------------------------------------------------------------------------
 
 
@@ -122,6 +136,8 @@ def main() -> None:
             for bad in range(3):
                 merge(specs, bad, at_end)
                 count += 1
+            entry_ops(specs, at_end, "native")
+            _kept.clear()
     print("merges", count)
     for shift, at_end, half in itertools.product(
         ("live", "anchor", "mid"), (True, False), ("open", "close")

@@ -17,7 +17,7 @@ import pytest
 from tests import device_code
 
 ROOT = Path(__file__).parents[1]
-FILES = ("observe", "open", "close", "advance", "repair", "query")
+FILES = ("observe", "open", "close", "advance", "repair", "importance", "weighted", "kernels")
 NVCC = device_code.find_tool("nvcc")
 ARCH = "sm_90"
 
@@ -118,7 +118,8 @@ def test_a_contraction_would_be_seen(tmp_path: Path) -> None:
 @needs_disassembler
 def test_every_buffer_is_read_and_written_in_vectors(built: Path) -> None:
     """16 bytes at a time, or 8 for a 16-bit tile among fp32 ones; all loads before any use."""
-    code = [device_code.disassembled(built / f"{name}.cubin", ARCH) for name in ("open", "close")]
+    names = ("open", "close", "importance", "weighted")
+    code = [device_code.disassembled(built / f"{name}.cubin", ARCH) for name in names]
     assert device_code.width_problems("\n".join(code)) == []
 
 
@@ -155,6 +156,15 @@ def test_narrower_or_later_access_is_seen(fault: str, tmp_path: Path) -> None:
     assert {each.split()[0] for each in problems} >= {"open<128>", "open<256>"}
 
 
+@needs_nvcc
+@needs_disassembler
+def test_narrower_access_in_a_row_is_seen(tmp_path: Path) -> None:
+    fault = ("weighted.cu", "anchor.load_wide(anchor_at)", "anchor.load_guarded(anchor_at, left)")
+    assert cubin("weighted", tmp_path, changed(tmp_path, *fault))[0] == 0
+    code = device_code.disassembled(tmp_path / "weighted.cubin", ARCH)
+    assert any(each.startswith("weighted for") for each in device_code.width_problems(code))
+
+
 def test_a_build_with_kernels_works_without_a_driver() -> None:
     native = pytest.importorskip("aimmerge_fast._native", exc_type=ImportError)
     if not hasattr(native, "CudaEngine"):
@@ -170,7 +180,8 @@ def test_a_build_with_kernels_works_without_a_driver() -> None:
         "close": lambda: engine.close(0),
         "advance": lambda: engine.advance(0, 0, 0),
         "repair": lambda: engine.repair(0),
-        "cuda_query": lambda: native.cuda_query(0, 0),
+        "importance": lambda: engine.importance([0] * 4, [0.5] * 4, 0),
+        "weighted": lambda: engine.weighted([0] * 6, [(0.5, 0.5)] * 4, 0, 0),
         "cuda_kernels": lambda: native.cuda_kernels(0),
     }
     for name, op in ops.items():

@@ -25,9 +25,10 @@ triton = pytest.importorskip("triton", reason="there is no Triton here")
 ROOT = Path(aimmerge_fast.__file__).parents[1]
 KERNELS = ("observe", "advance", "repair", "open", "open-narrow", "close", "close-narrow")
 OVER_TILES = KERNELS[3:]
+ENTRIES = ("importance", "weighted")  # without a controller
 #: Kernel and compute capability; each other capability has the two of one geometry.
 JOBS = [
-    *((name, 90) for name in KERNELS),
+    *((name, 90) for name in (*KERNELS, *ENTRIES)),
     *((name, capability) for capability in (75, 120) for name in ("open", "close")),
     *((name, capability) for capability in (80, 100) for name in ("open-narrow", "close-narrow")),
 ]
@@ -38,6 +39,15 @@ OPEN = {("ld", "live"): 4, ("ld", "anchor"): 4, ("st", "mid"): 4}
 CLOSE = {
     **{("ld", buffer): 4 for buffer in ("live", "anchor", "mid")},
     **{("st", buffer): 4 for buffer in ("live", "anchor")},
+}
+#: Vectors of a row: kind and bits of one entry -> how many. fp32 takes one path, each 16-bit format
+#: another, in halves of a vector beside the fp32 averages.
+ROW_VECTORS = {
+    "importance": {("ld", "v4.b32"): 4 + 2 + 2, ("st", "v4.b32"): 6, ("ld", "v2.b32"): 2 + 2},
+    "weighted": {
+        **{("ld", "v4.b32"): 7 + 4 + 4, ("st", "v4.b32"): 1},
+        **{("ld", "v2.b32"): 3 + 3, ("st", "v2.b32"): 1 + 1},
+    },
 }
 Requests = list[dict[str, Any]]
 
@@ -127,6 +137,13 @@ def narrow_accesses(code: Code, name: str) -> list[str]:
     return wrong
 
 
+def narrow_rows(code: Code, name: str) -> list[str]:
+    """Every buffer of a row is read and written in vectors."""
+    accesses = re.findall(r"\b(ld|st)\.global\S*\.(v[24]\.b32)\b", code.ptx)
+    found = {key: accesses.count(key) for key in accesses}
+    return [] if found == ROW_VECTORS[name] else [f"{found} instead of {ROW_VECTORS[name]}"]
+
+
 def spills(code: Code, name: str) -> list[str]:
     return [f"{code.memory} bytes or accesses"] if code.memory else []
 
@@ -134,7 +151,7 @@ def spills(code: Code, name: str) -> list[str]:
 def unfaithful_arithmetic(code: Code, name: str) -> list[str]:
     """Nothing fused, flushed or approximated. The assembler's own fp64 division fuses, in SASS."""
     found = re.findall(r"\bfma\b\S*|\S+\.ftz\b\S*|\S+\.approx\b\S*|\S+\.full\b\S*", code.ptx)
-    if name.startswith("close"):
+    if name.startswith("close") or name in ENTRIES:
         found += re.findall(r"\bFFMA\b", code.sass)
     return found
 
@@ -169,12 +186,18 @@ def test_tiles(compiled: Compiled, check: Check, job: tuple[str, int]) -> None:
     assert check(compiled.codes[job], job[0]) == []
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [*KERNELS, *ENTRIES])
 @pytest.mark.parametrize(
     "check", [spills, unfaithful_arithmetic, short_offsets, imprecise_controller]
 )
 def test_every_kernel(compiled: Compiled, check: Check, name: str) -> None:
     assert check(compiled.codes[name, 90], name) == []
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_rows_of_entries(compiled: Compiled, name: str) -> None:
+    assert narrow_rows(compiled.codes[name, 90], name) == []
+    assert compiled.codes[name, 90].registers <= 80  # three blocks on a multiprocessor
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "repair"])
@@ -202,6 +225,13 @@ FAULTS: dict[str, tuple[str, str, str, str, Check]] = {
     "a hint on the integer": (
         *("formats", HINT, "tl.multiple_of(entries.to(tl.int64), 16).to(entries.dtype)"),
         *("close", narrow_accesses),
+    ),
+    "a hint on the integer, in rows": (
+        *("formats", HINT, "tl.multiple_of(entries.to(tl.int64), 16).to(entries.dtype)"),
+        *("weighted", narrow_rows),
+    ),
+    "fused rows": (
+        *("launch", '_fusion": False', '_fusion": True', "weighted", unfaithful_arithmetic),
     ),
     "fused": ("launch", '_fusion": False', '_fusion": True', "close", unfaithful_arithmetic),
     "too few registers": ("launch", "else (8, 80)", "else (8, 40)", "close", spills),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_ops_of_one_program(recorded: dict[str, Any], name: str, op: str, number
     first, second, third = launched.pop("arguments")
     assert launched == {"launches": 1, "programs": 1, "threads": 32, "stream": 77}
     assert (first, second & 0xFFFFFFFF, third) == (address, number, state)
+
+
+def test_ops_on_entries(recorded: dict[str, Any]) -> None:
+    """Addresses and counts, then the factors as fp32; the last address is the new count's."""
+    made = recorded["entries"]
+    for op, whole, factors in (
+        ("importance", made["step"], [0.25, 0.75, 0.125, 0.875]),
+        ("weighted", made["by"], [0.5, 1.5, 2.5, 3.5, 1.0, 2.0, 3.0, 4.0]),
+    ):
+        arguments = made[op].pop("arguments")
+        assert made[op] == {"launches": 1, "programs": 6, "threads": 256, "stream": 77}
+        assert arguments[: len(whole)] == whole
+        words = [number & 0xFFFFFFFF for number in arguments[len(whole) :][: len(factors)]]
+        assert struct.unpack(f"{len(words)}f", struct.pack(f"{len(words)}I", *words)) == (*factors,)
 
 
 def test_launches_go_to_the_device_of_the_tensors(recorded: dict[str, Any]) -> None:

@@ -42,6 +42,8 @@ def programs(launch: Any) -> dict[str, Any]:
         "open-narrow": launch.OPEN[True],
         "close": launch.CLOSE[False],
         "close-narrow": launch.CLOSE[True],
+        "importance": launch.IMPORTANCE,
+        "weighted": launch.WEIGHTED,
     }
 
 

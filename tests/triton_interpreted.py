@@ -154,3 +154,5 @@ def test_nothing_beside_a_buffer_is_touched(at_end: bool) -> None:
                 play = Play(specs, "normal", 1, HALF, bad={bad: [pattern]} if bad else {})
                 play.on("triton", guarded.fenced_table(specs, HALF, at_end))
                 guarded._kept.clear()
+            guarded.entry_ops(specs, at_end, "triton")
+            guarded._kept.clear()

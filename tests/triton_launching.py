@@ -23,7 +23,7 @@ from triton.runtime import driver
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.kernels import triton_kernels
-from aimmerge_fast.kernels.triton_kernels import launch
+from aimmerge_fast.kernels.triton_kernels import entries, launch
 
 STREAM = 77
 here = 0  # the current device
@@ -33,7 +33,7 @@ entered: list[int] = []
 class Launch(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_uint64) for name in ("grid", "block", "shared", "stream", "function")),
-        ("values", ctypes.c_uint64 * 8),
+        ("values", ctypes.c_uint64 * 24),
     ]
 
 
@@ -97,6 +97,29 @@ def played(live: list[torch.Tensor]) -> dict[str, Any]:
     }
 
 
+def played_entries(live: list[torch.Tensor]) -> dict[str, Any]:
+    """Addresses that the per-entry ops were given, and what they launched."""
+    anchor, mid = (kernels.new_arena(live) for _ in range(2))
+    new, past = (kernels.new_importance(live) for _ in range(2))
+    buffers = [*new.state_dict().values(), *past.state_dict().values()]
+    limits = torch.zeros(2)
+    engine = entries.Entries(live, anchor, mid)
+    weights = [(0.5, 1.0), (1.5, 2.0), (2.5, 3.0), (3.5, 4.0)]
+    step = (live, buffers[:2], [0.25, 0.75, 0.125, 0.875])
+    table = (engine._table.tiles.data_ptr(), engine._table.count)
+    places = engine._places.tensor.data_ptr()
+    return {
+        "importance": launched(engine.importance_, *step, takes=10),
+        "weighted": launched(engine.weighted_, buffers, limits, weights, takes=19),
+        "step": [*table, engine._places._gradients.data_ptr(), places, *addresses(*buffers[:2])],
+        "by": [*table, *addresses(anchor, mid), places, *addresses(*buffers, limits)],
+    }
+
+
+def addresses(*tensors: torch.Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 def main() -> None:
     global here
     driver.set_active(Driver())
@@ -106,6 +129,7 @@ def main() -> None:
     narrow = [torch.zeros(n, dtype=d) for n, d in ((4096, torch.float16), (7, torch.bfloat16))]
     result: dict[str, Any] = {"version": triton.__version__}
     result |= {"wide": played([wide]), "narrow": played(narrow), "none": played([])}
+    result["entries"] = played_entries([wide, *narrow])
     entered.clear()
     here = 1
     result |= {"elsewhere": played([wide]), "entered": entered.copy()}

@@ -80,26 +80,25 @@ class Arm:
 
     def run(self) -> dict[str, Any]:
         """Train and evaluate what is left; the arm's entry of ``results.json``."""
-        saved = self._saved()
+        saved = self.context.ranks.from_main(self._saved)
         if saved is not None:
             self.progress = Progress(**saved["progress"])
         if not self.finished:
-            with self._set_up(saved):
+            with self._set_up(saved), self.context.ranks.equal_steps():
                 while not self.finished:
                     self._one_stage()
-        self._write_result()
-        return self.result()
+        return self.context.ranks.from_main(self._write_result)
 
     # ---- set-up and take-down --------------------------------------------------------------
 
     @contextlib.contextmanager
     def _set_up(self, saved: dict[str, Any] | None) -> Any:
         context, config = self.context, self.context.config
-        self.folder.mkdir(parents=True, exist_ok=True)
         if context.commit not in self.progress.commits:
             self.progress.commits.append(context.commit)
         log = self._open_log(saved)
-        self.memory = context.new_memory(self.seed)
+        context.ranks.from_main(self._write_result)  # the name is taken from here on
+        self.memory = context.new_memory(self.seed, self.spec.memory_ratio)
         model = context.attach_adapter(self.seed)
         trainable = [p for p in model.parameters() if p.requires_grad]
         self.trainee = Trainee(
@@ -163,7 +162,7 @@ class Arm:
                 self._save()
         progress.stage, progress.step, progress.trained = progress.stage + 1, 0, False
         self._save()
-        self._write_result()
+        self.context.ranks.from_main(self._write_result)
 
     def _train(self, stage: Stage) -> None:
         progress, index = self.progress, self.progress.stage
@@ -175,7 +174,7 @@ class Arm:
         records = self.method.training_records(stage, index)
         with self.method.task(stage, index):
             if not (index == 0 and self._take_shared(stage)):
-                self._updates(stage, records, self.context.config.steps_for(len(stage.records())))
+                self._updates(stage, records, self.context.config.steps_for(len(stage.records()), len(stage.tasks)))
         self.method.end_stage(stage, index)
         self.best.restore()
         for task in stage.tasks:
@@ -315,6 +314,7 @@ class Arm:
             "method": self.spec.method,
             "settings": self.settings,
             "memory_epochs": self.spec.memory_epochs,
+            "memory_ratio": self.spec.memory_ratio or self.context.config.memory_ratio,
             "seed": self.seed,
             "finished": self.finished,
             "stages": [stage.name for stage in self.stages],
@@ -333,6 +333,7 @@ class Arm:
             "events": f"{self.folder.name}/{EVENTS}" if has_events else None,
         }
 
-    def _write_result(self) -> None:
-        if self.context.ranks.is_main:
-            checkpoint.write_json(self.folder / RESULT, self.result())
+    def _write_result(self) -> dict[str, Any]:
+        result = self.result()
+        checkpoint.write_json(self.folder / RESULT, result)
+        return result

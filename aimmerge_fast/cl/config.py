@@ -22,6 +22,7 @@ class ArmSpec(BaseModel):
         name: what folders and tables call it; by default the text it was given as.
         memory_epochs: passes over the memory after each task (the recipe of the paper's Table 9);
             ``+memory`` is 2.
+        memory_ratio: of this arm, instead of the run's (Table 5).
         settings: the method's own.
     """
 
@@ -29,6 +30,7 @@ class ArmSpec(BaseModel):
     method: str
     name: str = ""
     memory_epochs: Count = 0
+    memory_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     settings: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -184,10 +186,13 @@ class RunConfig(BaseModel):
         """Passes per update."""
         return self.batch // (self.micro_batch or self.batch)
 
-    def steps_for(self, records: int) -> int:
-        """Updates of a stage of so many training records (algorithm.md A.3 when from epochs)."""
+    def steps_for(self, records: int, tasks: int = 1) -> int:
+        """Updates of a stage of so many training records of so many tasks.
+
+        ``steps`` is per task; without it they follow from ``epochs`` (class docstring).
+        """
         if self.steps is not None:
-            return self.steps
+            return self.steps * tasks
         passes = math.ceil(records / (self.micro_batch or self.batch))
         return self.epochs * max(1, passes // self.accumulation)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from aimmerge_fast.cl import models
@@ -62,7 +63,7 @@ class Context:
         )
         model.to(self.ranks.device)
         model.train()
-        self.loss = AnswerLoss(model, self.seq2seq)
+        self.loss = SharedLoss(model, self.seq2seq, self.ranks)
         return model
 
     def detach_adapter(self, model: Any) -> None:
@@ -75,8 +76,6 @@ class Context:
 
     def load_adapter(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Write ``tensors`` into the adapter; ``ValueError`` unless the names are the same."""
-        import torch
-
         mine = self.adapter_of(model)
         if mine.keys() != tensors.keys():
             other = sorted(mine.keys() ^ tensors.keys())[0]
@@ -87,8 +86,8 @@ class Context:
 
     # ---- memory, evaluation, folders -------------------------------------------------------
 
-    def new_memory(self, seed: int) -> RehearsalMemory:
-        return new_memory(self.config, seed)
+    def new_memory(self, seed: int, ratio: float | None = None) -> RehearsalMemory:
+        return new_memory(self.config, seed, ratio)
 
     def evaluate(self, model: Any, task: TaskData) -> TaskScore:
         """The task's test records, dealt out to the ranks, by greedy generation."""
@@ -105,8 +104,7 @@ class Context:
             )
             mine = found.predictions
         rows = self.ranks.gather(mine, len(task.test))
-        key = "correct" if task.metric == "accuracy" else "rougeL"
-        return TaskScore(100 * sum(row[key] for row in rows) / len(rows), len(rows), rows)
+        return TaskScore.of(rows, task.metric)
 
     def tasks_to_score(self, stages: Sequence[Stage]) -> list[int]:
         """Places of the tasks that are scored after the last of these stages."""
@@ -135,6 +133,23 @@ class Context:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def new_memory(config: RunConfig, seed: int) -> RehearsalMemory:
-    """The rehearsal memory of an arm; ``ValueError`` for a rule that is unknown."""
-    return RehearsalMemory(ratio=config.memory_ratio, seed=seed, rule=config.memory_rule)
+class SharedLoss(AnswerLoss):
+    """An `AnswerLoss` whose probes (no gradient) give rank 0's value on every rank."""
+
+    def __init__(self, model: Any, seq2seq: bool, ranks: Ranks) -> None:
+        super().__init__(model, seq2seq)
+        self._ranks = ranks
+
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        loss = super().__call__(model, batch)
+        return loss if torch.is_grad_enabled() else self._ranks.of_main(loss)
+
+
+def new_memory(config: RunConfig, seed: int, ratio: float | None = None) -> RehearsalMemory:
+    """The rehearsal memory of an arm; ``ValueError`` for a rule that is unknown, or its size."""
+    return RehearsalMemory(
+        ratio=ratio or config.memory_ratio,
+        seed=seed,
+        rule=config.memory_rule,
+        size=config.memory_size,
+    )

@@ -27,11 +27,13 @@ class Encoder:
     """Turns records (``input``: the whole prompt, ``output``: the answer) into token ids.
 
     Causal models read prompt, answer and end token in one row; only the answer and the end token
-    are scored. Together they are at most ``max_tokens`` (default ``max_input + max_target``). The
-    answer is never cut. A prompt that is too long keeps its first line (question and options), its
-    last line (``Answer:``) and as much of the text between them as fits, from its start; if those
-    two alone are too long, its last tokens. Encoder-decoders read ``input`` as it is, cut after
-    ``max_input`` tokens, and write at most ``max_target`` (the released code's rule).
+    are scored. The prompt has at most ``max_input`` tokens, all together at most ``max_tokens``
+    (default ``max_input + max_target``); the answer is never cut. A prompt that is too long keeps
+    its first line (question and options), its last line (``Answer:``) and as much of the text
+    between them as fits, from its start; if those two alone are too long, its last tokens.
+    Encoder-decoders read ``input`` as it is, cut after ``max_input`` tokens, and learn to write at
+    most ``max_target`` (the released code's rule; it does not cut what it generates from, here
+    both are the same).
 
     Args:
         template: what stands around ``input``: ``plain`` nothing, ``alpaca`` the template of
@@ -79,7 +81,9 @@ class Encoder:
         a few more words here.
         """
         text = record["input"]
-        return self._source(text) if self.seq2seq else self._prompt(text, self.max_tokens)
+        if self.seq2seq:
+            return self._source(text)
+        return self._prompt(text, min(self.max_input, self.max_tokens))
 
     def length(self, record: Mapping[str, Any]) -> int:
         """Tokens of prompt and answer together."""
@@ -135,7 +139,8 @@ class Encoder:
         budget = self.max_tokens - len(answer_ids)
         if budget < 1:
             raise ValueError(f"its answer fills all {self.max_tokens} tokens; raise max_tokens")
-        return tuple(self._prompt(text, budget)), tuple(answer_ids)
+        prompt = self._prompt(text, min(self.max_input, budget))
+        return tuple(prompt), tuple(answer_ids)
 
     def _source(self, text: str) -> list[int]:
         around = self._around(text)

@@ -59,29 +59,31 @@ def estimate(
     tokens: int = 512,
     rank: int = 8,
     targets: Sequence[str] | None = None,
+    attention: str | None = None,
 ) -> Estimate:
     """What training with LoRA takes, at ``batch`` rows of ``tokens`` tokens a pass.
 
-    The model is built without storage: no weight is read. Errors as of ``load_model`` and
-    ``add_lora``.
+    ``attention`` is as of ``load_model``. The model is built without storage: no weight is read.
+    Errors as of ``load_model`` and ``add_lora``.
     """
     model_files.check_dtype(dtype)
     with model_files.unpacked(path) as (folder, gguf):
         config = model_files.read_config(folder, gguf)
+    options = {} if attention is None else {"attn_implementation": attention}
     with torch.device("meta"):
-        model = model_files.model_factory(config).from_config(config)
+        model = model_files.model_factory(config).from_config(config, **options)
     size = model_files.DTYPES[dtype].itemsize
     chosen = set(model_files.lora_targets(model, targets))
     entries = sum(
         rank * sum(module.weight.shape)
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] in chosen and module is not model.get_output_embeddings()
+        if name.rpartition(".")[2] in chosen
     )
     weights = sum(parameter.numel() for parameter in model.parameters())  # tied ones counted once
     return Estimate(
         weights=size * weights,
         adapters=4 * ADAPTER_COPIES * entries,
-        activations=_activations(config, size, batch, tokens),
+        activations=_activations(model.config, size, batch, tokens),
         adapter_entries=entries,
     )
 
@@ -90,14 +92,18 @@ def _activations(config: Any, size: int, batch: int, tokens: int) -> int:
     """Counted on small Llama and T5 models with LoRA on q and v, and rounded.
 
     A token keeps about 10 hidden + 3 feed-forward values a layer, 25 hidden with T5's dropouts;
-    16-bit models 3 hidden values more, in float32, for LoRA; attention one value a head and pair.
+    16-bit models 3 hidden values more, in float32, for LoRA. Attention keeps some bytes a head and
+    pair of tokens, unless it is computed in one piece (T5's is not).
     """
     first = getattr(config, "get_text_config", lambda: config)()
     hidden, heads = _field(first, "hidden_size"), _field(first, "num_attention_heads")
     inner = _field(first, "intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "n_inner")
     layers = _field(first, "num_hidden_layers")
     wide = (25 if config.is_encoder_decoder else 10) * hidden + 3 * (inner or 4 * hidden)
-    token = size * (wide + heads * tokens) + (12 * hidden if size < 4 else 0)
+    apart = bool(config.is_encoder_decoder) or config._attn_implementation == "eager"
+    token = size * wide + (12 * hidden if size < 4 else 0)
+    pair = 10 if size < 4 else 8 if config.is_encoder_decoder else 4  # bytes
+    token += heads * tokens * pair * apart
     logits = 12 * batch * ANSWER_TOKENS * _field(first, "vocab_size")  # with softmax and gradient
     return layers * batch * tokens * token + logits
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from aimmerge_fast.cl.config import ArmSpec
@@ -20,15 +21,23 @@ def matched_settings(context: Context, spec: ArmSpec, seed: int) -> dict[str, An
     if other is None:
         return settings
     path = context.config.out / f"{other}-s{seed}" / "arm.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    found = context.ranks.from_main(
+        lambda: json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    )
     if not found.get("finished"):
         raise ValueError(
             f"arm {spec.name!r} has match={other!r}, which is not finished with seed {seed}; put "
             "it before this arm"
         )
-    tasks = [task for task in found["merges"]["tasks"] if sum(task["merges"].values())]
-    merges = sum(sum(task["merges"].values()) for task in tasks)
-    if not merges:
+    mean = mean_interval(found)
+    if mean is None:
         raise ValueError(f"arm {spec.name!r} has match={other!r}, which made no merge")
-    mean = sum(task["steps"] for task in tasks) / merges
     return {**settings, **method_class(spec.method).intervals(mean, settings)}
+
+
+def mean_interval(found: Mapping[str, Any]) -> float | None:
+    """Updates per merge of a finished arm's entry, in the tasks that it merged in; None: never."""
+    merged = (found["merges"] or {"tasks": []})["tasks"]
+    tasks = [task for task in merged if sum(task["merges"].values())]
+    merges = sum(sum(task["merges"].values()) for task in tasks)
+    return sum(task["steps"] for task in tasks) / merges if merges else None

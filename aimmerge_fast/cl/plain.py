@@ -44,7 +44,7 @@ class PlainTask:
         context, config = self.context, self.context.config
         stage = Stage(self.task.name, (self.task,))
         steps = config.steps_for(len(self.task.train))
-        saved = self._saved()
+        saved = context.ranks.from_main(self._saved)
         losses: list[float] = list(saved["losses"]) if saved else []
         seconds = float(saved["seconds"]) if saved else 0.0
         if saved is not None and len(losses) == steps:
@@ -75,19 +75,17 @@ class PlainTask:
 
     def score(self, model: Any) -> TaskScore:
         """Of the trained adapter, which ``model`` holds."""
-        path = self.folder / SCORE
-        if path.is_file():
-            return TaskScore(**json.loads(path.read_text(encoding="utf-8")))
+        known = self.context.ranks.from_main(self._scored)
+        if known is not None:
+            return TaskScore(**known)
         found = self.context.evaluate(model, self.task)
         if self.context.ranks.is_main:
-            checkpoint.write_json(path, dataclasses.asdict(found))
+            checkpoint.write_json(self.folder / SCORE, dataclasses.asdict(found))
         return found
 
     def known_score(self) -> float | None:
-        path = self.folder / SCORE
-        if not path.is_file():
-            return None
-        return float(json.loads(path.read_text(encoding="utf-8"))["score"])
+        scored = self._scored()
+        return None if scored is None else float(scored["score"])
 
     # ---- internals -------------------------------------------------------------------------
 
@@ -109,6 +107,13 @@ class PlainTask:
     def _start(self, model: Any) -> dict[str, torch.Tensor]:
         """The adapter as the arm attached it: nothing has been trained yet."""
         return {n: p.detach().clone() for n, p in self.context.adapter_of(model).items()}
+
+    def _scored(self) -> dict[str, Any] | None:
+        path = self.folder / SCORE
+        if not path.is_file():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / STATE
@@ -134,10 +139,8 @@ def single_scores(context: Context, seed: int) -> list[float | None] | None:
 
 def train_singles(context: Context, seed: int) -> None:
     """Train and score every task alone (those that were not)."""
-    waiting = [
-        task for task in context.tasks if PlainTask(context, task, seed).known_score() is None
-    ]
-    for task in waiting:
+    known = context.ranks.from_main(lambda: single_scores(context, seed)) or []
+    for task in (task for task, score in zip(context.tasks, known, strict=True) if score is None):
         model = context.attach_adapter(seed)
         try:
             plain = PlainTask(context, task, seed)

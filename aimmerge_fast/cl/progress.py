@@ -61,7 +61,7 @@ class View:
         eta = ((self._steps - step) + self._left) * seconds
         state = (
             f"update {step}/{self._steps}  loss {loss:.3f}  merges {merges}{self.details}  "
-            f"{seconds:.2f} s/update  ETA of this arm {_duration(eta)}"
+            f"{seconds:.2f} s/update  ETA of this arm {duration(eta)}"
         )
         if self._live is not None and self._bar is not None:
             self._live.update(self._bar, completed=step, state=state)
@@ -84,7 +84,7 @@ class View:
         self._live = self._bar = None
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

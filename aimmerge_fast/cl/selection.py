@@ -29,7 +29,7 @@ class Best:
 
     def offer(self, tasks: Sequence[TaskData], step: int) -> None:
         """Keep the present adapter if its dev loss is the lowest so far."""
-        loss = dev_loss(self._trainee, tasks)
+        loss = self._ranks.from_main(lambda: dev_loss(self._trainee, tasks))
         if self.loss is None or loss < self.loss:
             self.loss, self.step = loss, step
             self._tensors = [p.detach().clone() for p in self._trainee.parameters()]

@@ -89,9 +89,8 @@ def _backward(trainee: Trainee, records: Sequence[Record], ranks: Ranks) -> Tens
     tokens = sum(_answer_tokens(batch) for share in passes for batch in share)
     total = torch.zeros((), device=trainee.device)
     for batch in passes[ranks.rank]:
-        moved = {name: tensor.to(trainee.device) for name, tensor in batch.items()}
-        loss, _ = trainee.loss.total(trainee.model, moved)
-        (loss / tokens).backward()  # type: ignore[no-untyped-call]
+        loss, _ = trainee.loss.total(trainee.model, batch)
+        (loss / tokens).backward()
         total += loss.detach()
     trainee.rows["training"] += len(records)
     ranks.add_gradients(trainee.parameters())

@@ -21,6 +21,9 @@ The functions below are ops of ``torch.library`` (``library.py``), so they can s
 ``torch.compile``. For autograd an op has written all that its schema lets it write: a graph that is
 kept across ``open_``, ``close_`` or ``repair_`` raises in its backward pass, rejected or not.
 An ``Engine`` goes past the dispatcher and past autograd.
+
+Beside them stand plain functions without a controller: the per-entry ops ``importance_`` and
+``weighted_`` (``entrywise.py``), and ``quantile``.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ import torch
 from aimmerge_fast.kernels import library
 from aimmerge_fast.kernels.arena import arena_layout, arena_views, copy_into, copy_out, new_arena
 from aimmerge_fast.kernels.checks import check_loss
+from aimmerge_fast.kernels.entrywise import KIF_WEIGHTS, importance_, weighted_
 from aimmerge_fast.kernels.group import Group
+from aimmerge_fast.kernels.importance import Importance, new_importance, quantile
 from aimmerge_fast.kernels.registry import BACKENDS, Choice, Engine, available, choose, engine
 from aimmerge_fast.kernels.states import (
     SAVED_BYTES,
@@ -49,10 +54,12 @@ from aimmerge_fast.kernels.tiles import is_capturing
 
 __all__ = [
     "BACKENDS",
+    "KIF_WEIGHTS",
     "SAVED_BYTES",
     "Choice",
     "Engine",
     "Group",
+    "Importance",
     "abandon_merge",
     "advance_",
     "arena_layout",
@@ -65,17 +72,21 @@ __all__ = [
     "copy_into",
     "copy_out",
     "engine",
+    "importance_",
     "is_capturing",
     "load_state",
     "new_arena",
+    "new_importance",
     "new_state",
     "observe_",
     "open_",
+    "quantile",
     "read_state",
     "repair_",
     "restart_interval",
     "ring",
     "save_state",
+    "weighted_",
 ]
 
 

@@ -90,13 +90,25 @@ def check_bindable(
 
 def arena_layout(live: Sequence[torch.Tensor]) -> Layout:
     """Start of each tensor at a multiple of 64 of its entries and of the largest item size."""
-    offsets, end = [], 0
-    for tensor in live:
-        step = _ALIGNMENT * 4  # one rule for all dtypes, so mixed tables stay aligned
-        end = -(-end // step) * step
-        offsets.append(end)
-        end += tensor.numel() * tensor.element_size()
-    return Layout(tuple(offsets), end)
+    # one rule for all dtypes, so mixed tables stay aligned
+    return Layout(*_placed([t.numel() * t.element_size() for t in live], _ALIGNMENT * 4))
+
+
+def _placed(sizes: Sequence[int], step: int) -> tuple[tuple[int, ...], int]:
+    """Starts of parts of these sizes, each at a multiple of ``step``, and the end of the last."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(-(-end // step) * step)
+        end = starts[-1] + size
+    return tuple(starts), end
+
+
+def entry_layout(live: Sequence[torch.Tensor]) -> tuple[tuple[int, ...], int]:
+    """Where each tensor starts in a buffer of one number per entry, and how long that is.
+
+    As in an arena, each starts at a multiple of 64 entries.
+    """
+    return _placed([tensor.numel() for tensor in live], _ALIGNMENT)
 
 
 def new_arena(live: Sequence[torch.Tensor]) -> torch.Tensor:

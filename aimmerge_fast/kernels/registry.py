@@ -15,6 +15,11 @@ import torch
 #: Fastest first; ``auto`` takes the first that works on the device.
 BACKENDS = ("native", "triton", "eager")
 _MODULES = {"triton": "triton_kernels"}  # a module named triton would hide the library
+_ENTRY_MODULES = {  # the per-entry ops
+    "native": "native_entries",
+    "triton": "triton_kernels.entries",
+    "eager": "eager_entries",
+}
 
 
 class Engine(Protocol):
@@ -68,9 +73,10 @@ def choose(name: str, device: torch.device | str) -> Choice:
     return Choice(candidate, "; ".join([why, *passed_over]))
 
 
-def load(name: str) -> ModuleType:
-    """The module of a backend that ``choose`` approved."""
-    return importlib.import_module(f"aimmerge_fast.kernels.{_MODULES.get(name, name)}")
+def load(name: str, room: str = "ops") -> ModuleType:
+    """The module of a backend that ``choose`` approved; ``room``: ops | entries (per-entry ops)."""
+    file = _ENTRY_MODULES[name] if room == "entries" else _MODULES.get(name, name)
+    return importlib.import_module(f"aimmerge_fast.kernels.{file}")
 
 
 def engine(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from aimmerge_fast.kernels.arena import DTYPES, arena_layout
+from aimmerge_fast.kernels.arena import DTYPES, arena_layout, entry_layout
 
 ENTRIES = 4096  # of a full tile
 WIDE = 4  # flag of a full tile whose live address is 16-byte aligned, as the arenas' always are
@@ -57,6 +57,21 @@ def plan(live: Sequence[torch.Tensor]) -> npt.NDArray[Any]:
     return np.concatenate(parts)
 
 
+def of_tiles(
+    entries: Sequence[int], starts: Sequence[int], sizes: Sequence[int]
+) -> npt.NDArray[np.int64]:
+    """(tiles,): where each tile begins in something that holds, for tensor i, ``sizes[i]`` per
+    entry from ``starts[i]`` on; 0 for the tiles of a tensor with ``sizes[i]`` = 0.
+    """
+    counts = [tile_count(each) for each in entries]
+    last = np.cumsum([0, *counts])
+    numbers = np.arange(last[-1]) - np.repeat(last[:-1], counts)
+    pairs = np.array([*zip(starts, sizes, strict=True)], np.int64).reshape(-1, 2)
+    start, size = np.repeat(pairs, counts, axis=0).T
+    places: npt.NDArray[np.int64] = np.where(size, start + numbers * (ENTRIES * size), 0)
+    return places
+
+
 class DeviceTable:
     """The tile table of one set of tensors and the scratch of the kernels that walk it.
 
@@ -73,12 +88,12 @@ class DeviceTable:
     def __init__(self, live: Sequence[torch.Tensor], device: torch.device) -> None:
         self._device = device
         self.tiles: torch.Tensor
-        self._require_no_capture()
+        _require_no_capture(device)
         self._write(plan(live), live)
 
     def rebind(self, live: Sequence[torch.Tensor]) -> bool:
         """Describe other tensors; True when the buffers had to be replaced."""
-        self._require_no_capture()
+        _require_no_capture(self._device)
         self._settle()
         tiles = plan(live)
         if len(tiles) == self.count:
@@ -87,13 +102,6 @@ class DeviceTable:
             return False
         self._write(tiles, live)
         return True
-
-    def _require_no_capture(self) -> None:
-        if is_capturing(self._device):
-            raise RuntimeError(
-                "tensors at new addresses while a CUDA graph is captured, which cannot hold the "
-                "upload of their table; call the op once on these tensors before the capture"
-            )
 
     def _write(self, tiles: npt.NDArray[Any], live: Sequence[torch.Tensor]) -> None:
         self.count = len(tiles)
@@ -107,6 +115,50 @@ class DeviceTable:
         """Buffers are written, and no longer read, whatever stream the kernels run on."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+class EntryPlaces:
+    """Where the tiles of one set of tensors begin in what has one number per entry.
+
+    Attributes:
+        tensor: (tiles,) int64 on the device: the number of each tile's first entry in buffers of
+            ``entry_layout``.
+
+    Raises: RuntimeError while a CUDA graph is captured.
+    """
+
+    def __init__(self, live: Sequence[torch.Tensor], device: torch.device) -> None:
+        _require_no_capture(device)
+        self._entries = [tensor.numel() for tensor in live]
+        places = of_tiles(self._entries, entry_layout(live)[0], [1] * len(live))
+        self.tensor = torch.from_numpy(places).to(device)
+        self._gradients = torch.zeros_like(self.tensor)
+        self._known = [0] * len(live)
+
+    def of_gradients(self, gradients: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        """(tiles,) int64 on the device: address of each tile's first gradient, 0 for None.
+
+        Rewritten in place where a gradient is no longer where it was; the host waits for nothing.
+        """
+        addresses = [0 if each is None else each.data_ptr() for each in gradients]
+        if addresses != self._known:
+            device = self.tensor.device
+            _require_no_capture(device)
+            sizes = [0 if each is None else each.element_size() for each in gradients]
+            places = torch.from_numpy(of_tiles(self._entries, addresses, sizes))
+            if device.type == "cuda":
+                places = places.pin_memory()
+            self._gradients.copy_(places, non_blocking=True)
+            self._known = addresses
+        return self._gradients
+
+
+def _require_no_capture(device: torch.device) -> None:
+    if is_capturing(device):
+        raise RuntimeError(
+            "tensors at new addresses while a CUDA graph is captured, which cannot hold the "
+            "upload of their table; call the op once on these tensors before the capture"
+        )
 
 
 def is_capturing(device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
@@ -12,6 +12,7 @@ from aimmerge_fast.kernels.registry import Engine
 from aimmerge_fast.kernels.tiles import is_capturing
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 _CACHED_ENGINES = 16
 
 
@@ -21,20 +22,100 @@ class Bound(Engine, Protocol):
     def let_go(self) -> None: ...
 
 
+class Engines(Generic[T]):
+    """Engines by the addresses that they are bound to; the latest few, and those of CUDA graphs.
+
+    A kept engine must not hold the tensors that it was made for: it serves any others that lie
+    where they lay, and a compiler's intermediates are freed.
+
+    Args:
+        build: makes an engine from what ``at`` is given.
+    """
+
+    def __init__(self, build: Callable[..., T]) -> None:
+        self._build = build
+        self._engines: OrderedDict[tuple[object, ...], T] = OrderedDict()
+        self._captured: dict[tuple[object, ...], T] = {}  # CUDA graphs replay their tables
+
+    def at(self, live: Sequence[Tensor], *buffers: Tensor) -> T:
+        """The engine for these addresses, sizes and dtypes."""
+        key = (
+            *((t.data_ptr(), t.numel(), t.dtype) for t in live),
+            *((t.data_ptr(), t.device) for t in buffers),
+        )
+        engine = self._captured.get(key) or self._engines.pop(key, None)
+        if engine is None:
+            engine = self._build(live, *buffers)
+        if is_capturing(buffers[-1].device):
+            self._captured[key] = engine
+        elif key not in self._captured:
+            self._engines[key] = engine
+        if len(self._engines) > _CACHED_ENGINES:
+            self._engines.popitem(last=False)
+        return engine
+
+
+class EntryEngine(Protocol):
+    """The per-entry ops of a backend bound to live tensors and arenas; it keeps no tensor."""
+
+    def importance_(
+        self, gradients: Sequence[Tensor | None], pair: Sequence[Tensor], betas: Sequence[float]
+    ) -> None: ...
+
+    def weighted_(
+        self, scores: Sequence[Tensor], thresholds: Tensor, weights: Sequence[tuple[float, float]]
+    ) -> Tensor: ...
+
+
+class EntryTwins:
+    """The per-entry ops, each on an engine for exactly the addresses that it is given.
+
+    Args:
+        build: makes an engine from (live, anchor, mid).
+    """
+
+    def __init__(self, build: Callable[..., EntryEngine]) -> None:
+        self._engine = Engines(build).at
+
+    def importance_(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        sensitivity: Tensor,
+        uncertainty: Tensor,
+        betas: Sequence[float],
+    ) -> None:
+        """One step: u = |theta * gradient|, then S and U; ``betas`` are b1, 1 - b1, b2, 1 - b2."""
+        pair = (sensitivity, uncertainty)
+        self._engine(parameters, *pair).importance_(gradients, pair, betas)
+
+    def weighted_(
+        self,
+        live: Sequence[Tensor],
+        arenas: tuple[Tensor, Tensor],
+        scores: Sequence[tuple[Tensor, Tensor]],
+        thresholds: Tensor,
+        weights: Sequence[tuple[float, float]],
+    ) -> Tensor:
+        """live <- anchor + (w_new (mid - anchor) + w_past (live - mid)); non-finite entries."""
+        flat = [tensor for pair in scores for tensor in pair]
+        return self._engine(live, *arenas).weighted_(flat, thresholds, weights)
+
+
 class Twins:
     """The five ops, each on an engine for exactly the addresses that it is given.
-
-    A cached engine lets go of the tensors that it was made for: it serves any others that lie where
-    they lay, and a compiler's intermediates are freed.
 
     Args:
         build: makes an engine from (live, anchor, mid, state).
     """
 
     def __init__(self, build: Callable[..., Bound]) -> None:
-        self._build = build
-        self._engines: OrderedDict[tuple[object, ...], Bound] = OrderedDict()
-        self._captured: dict[tuple[object, ...], Bound] = {}  # CUDA graphs replay their tables
+        def unattached(*tensors: Any) -> Bound:
+            engine = build(*tensors)
+            engine.let_go()
+            return engine
+
+        self._engine = Engines(unattached).at
 
     def observe_(self, loss: Tensor, state: Tensor) -> None:
         """Give one history loss to the controller."""
@@ -55,20 +136,3 @@ class Twins:
     def repair_(self, live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> None:
         """Undo the half that met a non-finite entry: open goes back to anchor, close to mid."""
         self._engine(live, anchor, mid, state).repair_()
-
-    def _engine(self, live: Sequence[Tensor], anchor: Tensor, mid: Tensor, state: Tensor) -> Bound:
-        key = (
-            *((t.data_ptr(), t.numel(), t.dtype) for t in live),
-            *((t.data_ptr(), t.device) for t in (anchor, mid, state)),
-        )
-        engine = self._captured.get(key) or self._engines.pop(key, None)
-        if engine is None:
-            engine = self._build(live, anchor, mid, state)
-            engine.let_go()
-        if is_capturing(state.device):
-            self._captured[key] = engine
-        elif key not in self._captured:
-            self._engines[key] = engine
-        if len(self._engines) > _CACHED_ENGINES:
-            self._engines.popitem(last=False)
-        return engine

@@ -116,8 +116,11 @@ def json_copy(task: str, records: list[Any]) -> list[dict[str, Any]]:
     return copy
 
 
-def loaded_content(content: object) -> dict[str, list[Record]]:
-    """``[{"task", "records"}, ...]`` as saved, checked and copied, by task."""
+def loaded_content(content: object, *, may_be_empty: bool = False) -> dict[str, list[Record]]:
+    """``[{"task", "records"}, ...]`` as saved, checked and copied, by task.
+
+    ``may_be_empty``: all records of a task may have left.
+    """
     if not isinstance(content, list):
         raise ValueError(f"memory state: content is a {type(content).__name__}, not a list")
     tasks: dict[str, list[Record]] = {}
@@ -127,7 +130,10 @@ def loaded_content(content: object) -> dict[str, list[Record]]:
         require_task(task)
         if task in tasks:
             raise ValueError(f"memory state names task {task!r} twice")
-        tasks[task] = list(json_copy(task, require_records(task, entry["records"])))
+        records = entry["records"]
+        if not (may_be_empty and records == []):
+            records = require_records(task, records)
+        tasks[task] = list(json_copy(task, records))
     return tasks
 
 

@@ -110,13 +110,15 @@ def _task_report(task: TaskEvents) -> TaskReport:
     alphas = [(merge.alpha_new, merge.alpha_past) for merge in made]
     signals = [merge.learning_signal for merge in opens]
     intervals = list(_intervals(task.events))
+    config = task.begin.config if task.begin else {}
     steps = [event.step for event in task.events]
     return TaskReport(
         task=task.name,
         steps=max(steps, default=0),
         first_step=min(steps) if task.begin is None else 1,
         merges={kind: sum(m.kind == f"merge_{kind}" for m in made) for kind in KINDS},
-        no_op=alphas.count((1.0, 0.0)),
+        # a fusion entry by entry stands in for alpha, which is (1, 0) then
+        no_op=0 if config.get("fusion") else alphas.count((1.0, 0.0)),
         discarding=alphas.count((0.0, 1.0)),
         rejected=_count(task.events, Reject),
         skipped_probes=_count(task.events, Skip),
@@ -127,7 +129,7 @@ def _task_report(task: TaskEvents) -> TaskReport:
         s_last=intervals[-1] if intervals else None,
         signal_first=_mean(signals[:ENDS]),
         signal_last=_mean(signals[-ENDS:]),
-        diagnoses=diagnose(made, task.begin.config if task.begin else {}),
+        diagnoses=diagnose(made, config),
     )
 
 

@@ -32,7 +32,8 @@ def configure(
 
     Another policy or schedule leaves behind the recorded fields that only the old one reads.
     """
-    fields = dict(recorded)
+    # what a fusion does to the entries shows in the recorded signals; it decides nothing
+    fields = {name: value for name, value in recorded.items() if name != "fusion"}
     unread = _policy_fields(fields, overrides) + _schedule_fields(overrides)
     removed = {name: fields.pop(name) for name in unread if name in fields}
     fields |= overrides

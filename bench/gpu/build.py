@@ -142,6 +142,7 @@ def triton_kernels() -> Found:
     from aimmerge_fast.kernels.triton_kernels import launch
 
     programs = {"observe": launch.OBSERVE, "advance": launch.ADVANCE, "repair": launch.REPAIR}
+    programs |= {"importance": launch.IMPORTANCE, "weighted": launch.WEIGHTED}
     for narrow, suffix in ((False, ""), (True, "_narrow")):
         programs |= {f"open{suffix}": launch.OPEN[narrow], f"close{suffix}": launch.CLOSE[narrow]}
     began = time.monotonic()

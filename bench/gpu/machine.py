@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Device, driver, versions and commit: the head of every result."""
     return {
         "device": environment.describe(device),
-        "driver": driver(),
+        "driver": environment.driver(),
         "versions": {**environment.versions(), "cuda": torch.version.cuda},
         "commit": environment.commit() or os.environ.get("AIMMERGE_COMMIT"),
     }
@@ -51,22 +49,6 @@ def line(head: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {found or '-'}" for name, found in head["versions"].items())
     commit = head["commit"] or "unknown (no git here; AIMMERGE_COMMIT can name it)"
     return f"{head['device']}; driver {head['driver'] or '-'}; {versions}; commit {commit}"
-
-
-def driver() -> str | None:
-    """Version of the NVIDIA driver; None where there is none."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return answer.stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        pass
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", text)
-    return found.group() if found else None
 
 
 def program(name: str) -> str | None:

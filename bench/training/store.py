@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,11 @@ class Store:
         self._path = path
         if path is not None and not path.absolute().parent.is_dir():
             raise OSError(f"cannot write {path}; name a file in a folder that is there")
-        head = {"device": environment.describe(device), "driver": driver(), "versions": versions()}
+        head = {
+            "device": environment.describe(device),
+            "driver": environment.driver(),
+            "versions": versions(),
+        }
         self.record: dict[str, Any] = {**head, "commits": [], "date": "", "backbones": {}}
         if path is not None and path.exists():
             self.record = _read(path)
@@ -59,16 +62,6 @@ def versions() -> dict[str, str | None]:
     """Versions of what decides the figures."""
     libraries = {name: importlib.metadata.version(name) for name in ("transformers", "peft")}
     return {**environment.versions(), **libraries}
-
-
-def driver() -> str | None:
-    """Version of the NVIDIA driver; None where there is none."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"\d+\.\d+(\.\d+)?", text)
-    return found.group() if found else None
 
 
 def _read(path: Path) -> dict[str, Any]:

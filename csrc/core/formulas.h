@@ -79,4 +79,43 @@ AIM_INLINE float fuse(float anchor, float mid, float live, float alpha1, float a
   return anchor + (t + u);
 }
 
+// ---- importance of an entry ----------------------------------------------------------------
+
+// What one step says about it.
+AIM_INLINE float importance_of(float theta, float gradient) {
+  return __builtin_fabsf(theta * gradient);
+}
+
+// The two averages' factors, beta and 1 - beta, each rounded once.
+struct Smoothing {
+  float keep1, take1, keep2, take2;
+};
+
+AIM_INLINE float smooth(float average, float seen, float keep, float take) {
+  const float kept = keep * average;
+  const float taken = take * seen;
+  return kept + taken;
+}
+
+AIM_INLINE float spread(float uncertainty, float seen, float sensitivity, Smoothing by) {
+  return smooth(uncertainty, __builtin_fabsf(seen - sensitivity), by.keep2, by.take2);
+}
+
+// Strictly: what equals the threshold is not important, nor is NaN.
+AIM_INLINE bool is_important(float sensitivity, float uncertainty, float threshold) {
+  return sensitivity * uncertainty > threshold;
+}
+
+// Weights of the two task vectors, for entries important to both, only to what was learned, only
+// to the past, and to neither.
+struct WeightTable {
+  float learned[4], past[4];
+};
+
+AIM_INLINE float weight_of(const float (&weights)[4], bool learned, bool past) {
+  const float with = past ? weights[0] : weights[1];
+  const float without = past ? weights[2] : weights[3];
+  return learned ? with : without;
+}
+
 }  // namespace aimmerge

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/controller.h"
+#include "core/entries.h"
 #include "core/tiles.h"
 
 namespace aimmerge {
@@ -28,6 +29,8 @@ void open(Table& table);
 void close(Table& table);
 void advance(StateBlock& block, const double* partials, int64_t rows);
 void repair(Table& table);
+void importance(const Table& table, const Gradients& step);
+int64_t weighted(const Table& table, const Weighing& by);  // how many stored entries are not finite
 
 // Copy tiles between live and an arena; entries are bytes here, so no bit can change.
 void live_from_arena(const Table& table, const std::uint8_t* arena);

@@ -9,17 +9,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "core/given.h"
 #include "cuda/engine.h"
 
 namespace py = pybind11;
 
 namespace aimmerge::cuda {
 namespace {
-
-template <class T>
-T* at(uint64_t address) {
-  return reinterpret_cast<T*>(address);
-}
 
 class CudaEngine {
  public:
@@ -47,6 +43,15 @@ class CudaEngine {
   void repair(uint64_t stream) const { cuda::repair(table_, place(stream)); }
   void advance(uint64_t partials, int64_t rows, uint64_t stream) const {
     cuda::advance(table_.block, at<const double>(partials), rows, place(stream));
+  }
+  void importance(const std::array<uint64_t, 4>& given, const std::array<float, 4>& betas,
+                  uint64_t stream) const {
+    cuda::importance(table_, gradients_at(given, betas), place(stream));
+  }
+  void weighted(const std::array<uint64_t, 6>& given,
+                const std::array<std::array<float, 2>, 4>& weights, uint64_t bad,
+                uint64_t stream) const {
+    cuda::weighted(table_, weighing_at(given, weights), at<unsigned long long>(bad), place(stream));
   }
 
  private:
@@ -76,10 +81,9 @@ void bind_cuda(py::module_& m) {
       .def("open", &CudaEngine::open, unlocked())
       .def("close", &CudaEngine::close, unlocked())
       .def("repair", &CudaEngine::repair, unlocked())
-      .def("advance", &CudaEngine::advance, unlocked());
-  m.def(
-      "cuda_query", [](int device, uint64_t stream) { return query({device, stream}); },
-      unlocked());
+      .def("advance", &CudaEngine::advance, unlocked())
+      .def("importance", &CudaEngine::importance, unlocked())
+      .def("weighted", &CudaEngine::weighted, unlocked());
   m.def("cuda_kernels", &kernels);
   m.def("cuda_architectures", &architectures);
 }

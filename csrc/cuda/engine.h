@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/controller.h"
+#include "core/entries.h"
 #include "core/tiles.h"
 
 namespace aimmerge::cuda {
@@ -42,9 +43,9 @@ void open(const Table& table, Place place);
 void close(const Table& table, Place place);
 void advance(StateBlock* block, const double* partials, int64_t rows, Place place);
 void repair(const Table& table, Place place);
-
-// True when all work of the stream is done; a std::runtime_error when the device has failed.
-bool query(Place place);
+void importance(const Table& table, const Gradients& step, Place place);
+// `bad` grows by the number of stored entries that are not finite.
+void weighted(const Table& table, const Weighing& by, unsigned long long* bad, Place place);
 
 // What the compiler gave each kernel. Asking loads the kernels, which a capture must not have to.
 struct KernelUse {

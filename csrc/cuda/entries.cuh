@@ -10,14 +10,15 @@ constexpr int kRows = kTile / kRow;
 
 // A thread's entries: in each row, the kRow / kThreads neighbours that start at its column. fp32 in
 // 256 threads and 16 bits in 128 make them one 16-byte vector, 16 bits in 256 threads one of 8.
-template <class Format_, int kThreads>
+// kCount: as many rows, of four.
+template <class Format_, int kThreads, int kCount = kRows>
 struct Share {
   using Format = Format_;
   using Storage = typename Format::Storage;
   static constexpr int kWidth = kRow / kThreads;
   static constexpr int kWords = kWidth * sizeof(Storage) / 4;
 
-  uint32_t word[kRows][kWords];
+  uint32_t word[kCount][kWords];
 
   __device__ __forceinline__ Storage get(int row, int i) const {
     if constexpr (sizeof(Storage) == 4)
@@ -40,14 +41,14 @@ struct Share {
   __device__ __forceinline__ void load_wide(const uint8_t* tile) {
     const auto* entries = reinterpret_cast<const Storage*>(tile);
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) load_vector(entries + index(row, 0), word[row]);
+    for (int row = 0; row < kCount; ++row) load_vector(entries + index(row, 0), word[row]);
   }
   // Any tile, entry by entry; those from `count` on are 0.
   __device__ __forceinline__ void load_guarded(const uint8_t* tile, int count) {
     const auto* entries = reinterpret_cast<const Storage*>(tile);
     *this = Share{};
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kCount; ++row) {
       AIM_UNROLL
       for (int i = 0; i < kWidth; ++i)
         if (index(row, i) < count) put(row, i, entries[index(row, i)]);
@@ -56,12 +57,12 @@ struct Share {
   __device__ __forceinline__ void store_wide(uint8_t* tile) const {
     auto* entries = reinterpret_cast<Storage*>(tile);
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) store_vector(entries + index(row, 0), word[row]);
+    for (int row = 0; row < kCount; ++row) store_vector(entries + index(row, 0), word[row]);
   }
   __device__ __forceinline__ void store_guarded(uint8_t* tile, int count) const {
     auto* entries = reinterpret_cast<Storage*>(tile);
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kCount; ++row) {
       AIM_UNROLL
       for (int i = 0; i < kWidth; ++i)
         if (index(row, i) < count) entries[index(row, i)] = get(row, i);
@@ -74,14 +75,14 @@ struct Share {
   __device__ __forceinline__ void count_bad(unsigned long long* total) const {
     Storage overflow = 0;
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kCount; ++row) {
       AIM_UNROLL
       for (int i = 0; i < kWidth; ++i) overflow |= Format::overflow(get(row, i));
     }
     if (!(overflow & Format::kTop)) return;
     int bad = 0;
     AIM_UNROLL
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kCount; ++row) {
       AIM_UNROLL
       for (int i = 0; i < kWidth; ++i) bad += (Format::overflow(get(row, i)) & Format::kTop) != 0;
     }

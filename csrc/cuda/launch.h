@@ -53,13 +53,15 @@ void launch(const char* op, void (*kernel)(Parameters...), int64_t blocks, int t
 // A table without a tile has one block too: its tail is what advances the controller.
 inline int64_t blocks_of(const Table& table) { return table.count > 0 ? table.count : 1; }
 
-// Kernels of a file, for query.cu.
+// Kernels of a file, for kernels.cu.
 using Kernels = std::vector<std::pair<const char*, const void*>>;
 Kernels observe_kernels();
 Kernels open_kernels();
 Kernels close_kernels();
 Kernels advance_kernels();
 Kernels repair_kernels();
+Kernels importance_kernels();
+Kernels weighted_kernels();
 
 template <class... Parameters>
 const void* address_of(void (*kernel)(Parameters...)) {

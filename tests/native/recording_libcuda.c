@@ -9,7 +9,7 @@
   CUresult call { return CUDA_SUCCESS; }
 
 typedef struct {
-  uint64_t grid, block, shared, stream, function, values[8];
+  uint64_t grid, block, shared, stream, function, values[24];
 } Launch;
 
 // The test says how many arguments the next launch has, since the driver is not told.

@@ -94,7 +94,8 @@ def _unlabelled(
     for split, records in splits.items():
         without = 0
         for record, (path, index) in zip(records, task.places[split], strict=True):
-            if _plain(record) in known:
+            own = (option.lower() for option in options_in(record["input"]))
+            if _plain(record) in known or _plain(record) in own:
                 continue
             if record["output"].strip() != _NO_LABEL:
                 problem = f"{record['output']!r} is not among the options {', '.join(labels)}"

@@ -22,6 +22,7 @@ class _Wanted:
     test_items: int
     dev_items: int
     seed: int
+    selects: bool
 
 
 def load_stream(
@@ -34,12 +35,14 @@ def load_stream(
     test_items: int = 0,
     dev_items: int = 0,
     seed: int = 42,
+    selects: bool = True,
 ) -> tuple[Stream, list[TaskData]]:
     """The tasks of ``stream`` from ``folder``, in its order.
 
     ``test_items`` and ``dev_items`` draw a seeded sample of at most so many records (0: all).
     A task without a test file is tested on half of its dev records; its notes say so. With
     ``available`` the tasks that are there run, and the stream's label says ``9 of 15 tasks``.
+    Without ``selects`` no selection records are held out of train where dev is the test set.
 
     ``ValueError``: missing tasks (names the files), malformed records (file, record and field), an
     answer outside its options, an empty split. ``FileNotFoundError``: no such folder.
@@ -60,7 +63,7 @@ def load_stream(
     if missing:
         label = f"{len(present)} of {len(stream.tasks)} tasks"
         stream = dataclasses.replace(stream, tasks=present, label=label)
-    wanted = _Wanted(format, variant, test_items, dev_items, seed)
+    wanted = _Wanted(format, variant, test_items, dev_items, seed, selects)
     return stream, [_load(found[task], wanted) for task in present]
 
 
@@ -103,7 +106,7 @@ def _load(files: TaskFiles, wanted: _Wanted) -> TaskData:
     raw = read_task(files, wanted.format)
     mended = repair(raw, wanted.variant)
     name = files.name
-    splits, split_notes = assemble(name, mended.splits, wanted.variant, wanted.seed)
+    splits, split_notes = assemble(name, mended.splits, wanted.variant, wanted.seed, wanted.selects)
     for split in ("train", "test"):
         if not splits[split]:
             paths = ", ".join(map(str, files.paths()))

@@ -31,8 +31,13 @@ def check_variant(variant: str) -> str:
     return variant
 
 
-def assemble(name: str, splits: Splits, variant: str, seed: int) -> tuple[Splits, list[str]]:
-    """``train``, ``dev`` and ``test`` of a task and the notes on them; the arguments are kept."""
+def assemble(
+    name: str, splits: Splits, variant: str, seed: int, selects: bool = True
+) -> tuple[Splits, list[str]]:
+    """``train``, ``dev`` and ``test`` of a task and the notes on them; the arguments are kept.
+
+    Without ``selects`` nothing is held out of train: dev is empty where it would have been.
+    """
     key = f"{seed}/{name}"
     notes: list[str] = []
     if "whole" in splits:
@@ -46,10 +51,10 @@ def assemble(name: str, splits: Splits, variant: str, seed: int) -> tuple[Splits
             f"no test file: half of dev ({len(dev)}) selects, the other half ({len(test)}) tests"
         )
     elif dev is None:
-        train, dev, note = _without_dev(train, variant, key)
+        train, dev, note = _without_dev(train, variant if selects else "faithful", key)
         notes.append(note)
     else:
-        train, dev, note = _disjoint(train, dev, test, variant, key)
+        train, dev, note = _disjoint(train, dev, test, variant, key if selects else None)
         notes += [note] if note else []
     seen = overlap(train, test)
     if seen:
@@ -84,7 +89,7 @@ def _plain(record: Record) -> str:
 
 
 def _disjoint(
-    train: list[Record], dev: list[Record], test: list[Record], variant: str, key: str
+    train: list[Record], dev: list[Record], test: list[Record], variant: str, key: str | None
 ) -> tuple[list[Record], list[Record], str]:
     shared = overlap(dev, test)
     if not shared:
@@ -101,6 +106,8 @@ def _disjoint(
         tested = {_plain(record) for record in test}
         kept = [record for record in dev if _plain(record) not in tested]
         return train, kept, f"{found}; removed from dev ({len(kept)} left)"
+    if key is None:
+        return train, [], f"{found}; left out, since the last state is taken and nothing selects"
     rest, held = _hold_out(train, len(dev), key)
     where = f"held out of train ({len(rest)} left to train on)"
     return rest, held, f"{found}; {len(held)} selection records {where} instead"

@@ -8,9 +8,11 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 from aimmerge_fast.cl.config import RunConfig
+from aimmerge_fast.cl.expected import Expected, expected_merging
 from aimmerge_fast.cl.methods.base import Method, Stage, Trainee
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Event, Open, Probe
+from aimmerge_fast.fusion import EntryFusion
 from aimmerge_fast.merger import FastAIMMerger
 
 
@@ -37,9 +39,11 @@ class AIMMerging(Method):
         """The arm's ``AIMConfig``: history and memory batches are the training batch (A.5 #33)."""
         own = {field.name for field in dataclasses.fields(AIMConfig)}
         for name in settings:
-            if name in cls.fixed or name not in own:
-                known = ", ".join(sorted(own - set(cls.fixed)))
+            if name in cls.fixed or name not in own | set(cls.defaults):
+                known = ", ".join(sorted((own | set(cls.defaults)) - set(cls.fixed)))
                 raise ValueError(f"unknown setting {name!r}; this method's settings are {known}")
+        if settings.get("probe") == "in_batch":
+            raise ValueError("probe='in_batch' needs a loop that hands the history loss over")
         fields = {
             "history_batch": config.batch,
             "memory_batch": config.batch,
@@ -50,7 +54,17 @@ class AIMMerging(Method):
         }
         if fields.get("policy") == "released":
             fields.setdefault("accumulation", config.accumulation)
-        return AIMConfig.from_dict(fields)
+        return AIMConfig.from_dict({k: v for k, v in fields.items() if k not in cls.defaults})
+
+    @classmethod
+    def expected(
+        cls, settings: Mapping[str, Any], config: RunConfig, seed: int, index: int, steps: int
+    ) -> Expected:
+        return expected_merging(cls.aim_config(settings, config, seed), index, steps)
+
+    def fusion(self) -> EntryFusion | None:
+        """What weighs the entries instead of alpha."""
+        return None
 
     def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
         return self.merger.task(stage.name, memory=self.trainee.memory)
@@ -77,14 +91,14 @@ class AIMMerging(Method):
             collate=trainee.collate,
             loss_fn=trainee.loss,
             callbacks=[trainee.emit, self._count],
+            fusion=self.fusion(),
         )
 
     def _count(self, event: Event) -> None:
         rows = self.trainee.rows
         kept = len(self.trainee.memory)
-        if event.event in ("probe", "skip"):
-            rows["probe"] += min(self.config.history_batch, kept)
         if isinstance(event, Probe):
+            rows["probe"] += min(self.config.history_batch, kept)
             self.trainee.signal(event.S, event.threshold)
         if isinstance(event, Open):
             self._merges += 1

@@ -12,6 +12,7 @@ import torch
 from aimmerge_fast.cl.config import RunConfig
 from aimmerge_fast.cl.data import Record, TaskData
 from aimmerge_fast.cl.encode import AnswerLoss, Encoder
+from aimmerge_fast.cl.expected import Expected
 from aimmerge_fast.events import Event
 from aimmerge_fast.memory import RehearsalMemory
 
@@ -109,6 +110,13 @@ class Method:
     @classmethod
     def stages(cls, tasks: Sequence[TaskData]) -> list[Stage]:
         return [Stage(task.name, (task,)) for task in tasks]
+
+    @classmethod
+    def expected(
+        cls, settings: Mapping[str, Any], config: RunConfig, seed: int, index: int, steps: int
+    ) -> Expected:
+        """What stage number ``index`` of ``steps`` updates will do besides, given a memory."""
+        return Expected()
 
     def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
         """Around the updates of a stage, which may be the rest of it after a resume."""

@@ -9,7 +9,7 @@ from typing import Any
 from aimmerge_fast.cl.data import Record
 from aimmerge_fast.cl.methods.base import Method, Stage
 from aimmerge_fast.config import AIMConfig
-from aimmerge_fast.events import Event
+from aimmerge_fast.events import Event, Probe
 from aimmerge_fast.merger import FastAIMMerger
 
 
@@ -80,6 +80,6 @@ class Monitor(Method):
         self.inner.close()
 
     def _count(self, event: Event) -> None:
-        if event.event in ("probe", "skip"):
+        if isinstance(event, Probe):
             rows = self.trainee.rows
             rows["probe"] += min(self.trainee.config.batch, len(self.trainee.memory))

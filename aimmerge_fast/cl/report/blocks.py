@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 NONE = "–"
 
@@ -33,6 +33,19 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+
+
+def in_parts(table: Table, most: int) -> Iterator[Table]:
+    """``table`` with at most so many columns beside the first; all parts have the notes."""
+    for start in range(1, max(2, len(table.columns)), most):
+        places = (0, *range(start, min(start + most, len(table.columns))))
+        yield of_columns(table, places)
+
+
+def of_columns(table: Table, places: Sequence[int]) -> Table:
+    """The columns at ``places`` alone."""
+    rows = tuple(tuple(row[i] for i in places) for row in table.rows)
+    return dataclasses.replace(table, columns=tuple(table.columns[i] for i in places), rows=rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from aimmerge_fast.cl.report.blocks import Block, Bullets, Paragraph, counted
 from aimmerge_fast.cl.report.run import Arm, Run
-from aimmerge_fast.cl.report.signals import drawn, merges
+from aimmerge_fast.cl.report.signals import drawn
+from aimmerge_fast.events import TaskBegin
 from aimmerge_fast.report import summarise
 
 _MEANING = {
@@ -20,10 +21,8 @@ _MEANING = {
 
 
 def merge_report(arm: Arm) -> Mapping[str, Any] | None:
-    """``MergeReport.to_dict()`` from the arm's events, else as the results have it."""
-    if arm.events:
-        return summarise(arm.events).to_dict()
-    return arm.merges
+    """``MergeReport.to_dict()`` as the results have it, else from the arm's events."""
+    return arm.merges or (summarise(arm.events).to_dict() if arm.events else None)
 
 
 def diagnosis_blocks(run: Run) -> tuple[Block, ...]:
@@ -32,7 +31,7 @@ def diagnosis_blocks(run: Run) -> tuple[Block, ...]:
     for group in run.groups:
         for arm in group.arms:
             report = merge_report(arm)
-            if report is None or not (_merged(report) or merges(arm)):
+            if report is None or not (_merged(report) or arm.merging):
                 continue
             seed = f", seed {arm.seed}" if len(group.arms) > 1 else ""
             items.append(f"{group.label}{seed}: {sentence(report, _adaptive(arm))}")
@@ -99,8 +98,6 @@ def _merged(report: Mapping[str, Any]) -> bool:
 
 def _adaptive(arm: Arm) -> bool:
     """Whether the kinds of its merges come from signals: not under a schedule by the calendar."""
-    from aimmerge_fast.events import TaskBegin
-
     begins = [event for event in arm.events if isinstance(event, TaskBegin)]
     if not begins:
         return arm.method.startswith("aim")

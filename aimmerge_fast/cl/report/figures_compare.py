@@ -13,14 +13,12 @@ from aimmerge_fast.cl.report.signals import (
     StageSignals,
     around_merges,
     drawn,
-    merges,
-    stage_signals,
-    watched,
 )
 from aimmerge_fast.cl.report.statistics import least_squares, mean, mean_sd, pearson
 from aimmerge_fast.cl.report.style import (
     GREY,
     Look,
+    columns_for,
     grid,
     label,
     legend,
@@ -59,7 +57,7 @@ def trends(run: Run, groups: Sequence[Group]) -> list[Trend]:
     """Of the tasks that all of ``groups`` have history losses of, task by task."""
     found: dict[str, list[Trend]] = {}
     for group in groups:
-        for stage in stage_signals(drawn(group)):
+        for stage in drawn(group).signals:
             if stage.probes:
                 steps = tuple(probe.step for probe in stage.probes)
                 losses = tuple(probe.loss for probe in stage.probes)
@@ -70,7 +68,7 @@ def trends(run: Run, groups: Sequence[Group]) -> list[Trend]:
 def history_figure(run: Run, found: Sequence[Trend]) -> Figure:
     """One panel per task: both arms' history losses with their lines."""
     tasks = list(dict.fromkeys(trend.task for trend in found))
-    columns = min(3, len(tasks))
+    columns = columns_for(len(tasks), 3 if len(tasks) <= 8 else 4)
     figure, panels = grid(len(tasks), columns, 2.6)
     styles = looks(run)
     for place, (axes, task) in enumerate(zip(panels, tasks, strict=True)):
@@ -101,8 +99,8 @@ def _trend(axes: Axes, trend: Trend, look: Look) -> None:
 def around_figure(run: Run) -> Figure | None:
     """Mean training and history loss around merges that moved the parameters, ± standard error."""
     styles = looks(run)
-    groups = [group for group in run.groups if merges(drawn(group))]
-    courses = [(group, stage_signals(drawn(group))) for group in groups]
+    groups = [group for group in run.groups if drawn(group).merging]
+    courses = [(group, drawn(group).signals) for group in groups]
     courses = [(group, stages) for group, stages in courses if around_merges(stages, "history")[2]]
     if not courses:
         return None
@@ -162,7 +160,7 @@ def clouds(run: Run) -> list[Cloud]:
     """For each arm with signals, both of them; only stages that have the signal are points."""
     found = []
     for group in run.groups:
-        if not (merges(drawn(group)) or watched(drawn(group))):
+        if not (drawn(group).merging or drawn(group).watched):
             continue
         for signal in SIGNALS:
             points = tuple(point for arm in group.used for point in _points(run, arm, signal))
@@ -173,7 +171,7 @@ def clouds(run: Run) -> list[Cloud]:
 
 def _points(run: Run, arm: Any, signal: str) -> list[tuple[str, float, float]]:
     points = []
-    for stage in stage_signals(arm):
+    for stage in arm.signals:
         if stage.name not in run.names:
             continue
         score = kept(arm, stage.name, run.names.index(stage.name)).learned
@@ -195,11 +193,10 @@ def correlation_figure(run: Run, found: Sequence[Cloud]) -> Figure:
             if cloud.signal == signal:
                 _cloud(axes, cloud, styles[cloud.group.name], len(groups) == 1)
         named(axes, axis, "score when learned, %")
-        axes.set_ylim(-3, 108)
-        axes.set_xlim(left=0)
-        axes.margins(x=0.1)
+        axes.margins(0.12)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7.5, frameon=False, loc="lower right")
+            # above the panel, where it hides no point
+            axes.legend(fontsize=7.5, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

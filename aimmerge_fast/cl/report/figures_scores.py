@@ -11,6 +11,7 @@ from aimmerge_fast.cl.report.statistics import mean, mean_sd
 from aimmerge_fast.cl.report.style import (
     GREY,
     Look,
+    columns_for,
     grid,
     label,
     legend,
@@ -36,12 +37,24 @@ def heat_map(run: Run) -> Figure | None:
     if not groups:
         return None
     tasks = len(run.names)
-    columns = 3 if tasks <= _FEW else 2 if tasks <= _MANY else 1
+    columns = columns_for(len(groups), 4 if tasks <= 3 else 3 if tasks <= _FEW else 2)
     most = max(group.used[0].done for group in groups)
-    figure, panels = grid(len(groups), columns, 0.9 + 0.32 * most + (0.5 if tasks > 3 else 0.2))
-    for axes, group in zip(panels, groups, strict=True):
+    row = 0.32 if tasks <= _MANY else 0.19
+    figure, panels = grid(len(groups), columns, 0.9 + row * most + (0.4 if tasks > 3 else 0.1))
+    for place, (axes, group) in enumerate(zip(panels, groups, strict=True)):
         image = _matrix(axes, run, group)
-    bar = figure.colorbar(image, ax=panels, shrink=0.8, aspect=30, pad=0.02)
+        axes.set_ylim(most - 0.5, -0.5)  # rows of one height in all panels
+        named(axes, "tested task", "after stage" if place % columns == 0 else None)
+    height = figure.get_size_inches()[1]
+    bar = figure.colorbar(
+        image,
+        ax=panels,
+        location="bottom",
+        shrink=0.4,
+        aspect=40,
+        fraction=0.25 / height,
+        pad=0.05 / height,
+    )
     bar.set_label("score, %", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
@@ -55,9 +68,9 @@ def _matrix(axes: Axes, run: Run, group: Group) -> AxesImage:
     axes.grid(False)
     axes.spines[:].set_visible(False)
     image = axes.imshow(
-        np.ma.masked_invalid(matrix), vmin=0, vmax=100, cmap="cividis", aspect="auto"
+        np.ma.masked_invalid(matrix), vmin=0, vmax=100, cmap="viridis", aspect="auto"
     )
-    size = 8 if len(run.names) <= _MANY else 7
+    size = 8.0 if len(run.names) <= _MANY else 5.5
     for (j, i), value in np.ndenumerate(matrix):
         if np.isfinite(value):
             axes.text(
@@ -67,7 +80,7 @@ def _matrix(axes: Axes, run: Run, group: Group) -> AxesImage:
                 ha="center",
                 va="center",
                 fontsize=size,
-                color="white" if value < 55 else "black",
+                color="white" if value < 60 else "black",
             )
     slanted = len(run.names) > 3
     names = [label(name, 14) for name in run.names]
@@ -78,7 +91,6 @@ def _matrix(axes: Axes, run: Run, group: Group) -> AxesImage:
     axes.set_yticks(range(len(stages)), stages, fontsize=size)
     axes.tick_params(length=0)
     titled(axes, group.label)
-    named(axes, "tested task", "after stage")
     return image
 
 
@@ -86,17 +98,21 @@ def curves(run: Run) -> Figure | None:
     """One panel per task, score after each stage, mean ± sd over seeds; the last is their mean."""
     if not any(arm.done for arm in run.arms):
         return None
-    figure, panels = grid(len(run.names) + 1, 3 if len(run.names) > 1 else 2, 2.2)
+    count = len(run.names) + 1
+    columns = columns_for(count, 3 if count <= _MANY else 4)
+    figure, panels = grid(count, columns, 2.0)
     styles = looks(run)
     for place, (axes, task) in enumerate(zip(panels, [*run.names, None], strict=True)):
         for group in run.groups:
             points = _mean_points(run, group) if task is None else column_of(run, place, group)
             _course(axes, points, styles[group.name], is_bound(group))
         titled(axes, "mean of the tasks so far" if task is None else task)
-        _stage_axis(axes, run)
-        named(axes, y="score, %" if place % 3 == 0 else None)
-    handles = [line_handle(styles[group.name], group.label, True) for group in run.groups]
-    legend(figure, handles, 3)
+        _stage_axis(axes, run, place >= count - columns)
+        named(axes, y="score, %" if place % columns == 0 else None)
+    handles = [
+        line_handle(styles[group.name], group.label, not is_bound(group)) for group in run.groups
+    ]
+    legend(figure, handles)
     return figure
 
 
@@ -132,13 +148,14 @@ def _course(axes: Axes, points: list[tuple[int, float, float]], look: Look, acro
         axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
 
 
-def _stage_axis(axes: Axes, run: Run) -> None:
+def _stage_axis(axes: Axes, run: Run, lowest: bool) -> None:
     """All panels alike: every stage on x, 0 to 100 on y."""
     count = len(run.names)
     axes.set_xlim(0.7, count + 0.3)
     axes.set_ylim(-3, 103)
     few = count <= 4
-    ticks = list(range(1, count + 1)) if count <= _MANY else list(range(1, count + 1, 2))
+    ticks = list(range(1, count + 1, 1 if count <= _MANY else 2))
     axes.set_xticks(ticks, [label(run.names[t - 1], 9) if few else str(t) for t in ticks])
     axes.tick_params(labelsize=8, color=GREY)
-    named(axes, "after stage" if few else "after stage number")
+    if lowest:
+        named(axes, "after stage" if few else "after stage number")

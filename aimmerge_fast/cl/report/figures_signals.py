@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Stages in one figure; a longer stream has several.
 PAGE = 4
+#: Wine red: no arm and no kind of merge has it.
+_THRESHOLD = "#882255"
 
 
 def pages(stages: Sequence[StageSignals]) -> list[list[StageSignals]]:
@@ -50,6 +52,8 @@ def signals_figure(stages: Sequence[StageSignals], look: Look) -> Figure:
         _history_loss(panels[1], stage)
         if merged:
             _interval(panels[2], stage, look)
+    for axes in panels[:2]:
+        axes.set_ylim(bottom=0)  # once all is drawn: it ends the search for the upper limit
     _boundaries(panels, stages)
     named(panels[0], y="Λ, L1 change\nper step")
     named(panels[1], y="history loss,\nnats per token")
@@ -68,8 +72,7 @@ def _learning_signal(axes: Axes, stage: StageSignals, look: Look) -> None:
     axes.plot(x, y, linewidth=1.2, **line_style(look), gid="signal")
     if stage.measures and not stage.merges:
         axes.plot(x, y, ".", color=look.colour, markersize=4, gid="measure")
-    _marks(axes, stage, y)
-    axes.set_ylim(bottom=0)
+    _marks(axes, stage, y if stage.merges else [])
 
 
 def _marks(axes: Axes, stage: StageSignals, heights: Sequence[float]) -> None:
@@ -99,7 +102,7 @@ def _history_loss(axes: Axes, stage: StageSignals) -> None:
         float("nan") if probe.threshold is None or probe.t == 1 else probe.threshold
         for probe in stage.probes
     ]
-    axes.plot(x, threshold, color="#cc79a7", linewidth=1.1, gid="threshold")
+    axes.plot(x, threshold, color=_THRESHOLD, linewidth=1.2, gid="threshold")
     for merge in stage.merges:
         colour = KINDS[merge.kind][1]
         axes.axvline(
@@ -115,7 +118,6 @@ def _history_loss(axes: Axes, stage: StageSignals) -> None:
             transform=axes.get_xaxis_transform(),
             gid="skip",
         )
-    axes.set_ylim(bottom=0)
 
 
 def _interval(axes: Axes, stage: StageSignals, look: Look) -> None:
@@ -170,7 +172,7 @@ def _handles(stages: Sequence[StageSignals], look: Look) -> list[Any]:
         Line2D([], [], color=GREY, marker=".", linestyle="", label="history loss"),
     ]
     if any(probe.threshold is not None for stage in stages for probe in stage.probes):
-        handles.append(Line2D([], [], color="#cc79a7", label="threshold δ"))
+        handles.append(Line2D([], [], color=_THRESHOLD, label="threshold δ"))
     happened = [merge.kind for stage in stages for merge in stage.merges]
     undone = sum(merge.merge in stage.undone for stage in stages for merge in stage.merges)
     for kind, (marker, colour) in KINDS.items():

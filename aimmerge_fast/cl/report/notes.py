@@ -13,8 +13,9 @@ BOUNDS = ("mtl",)
 
 def stream_title(run: Run) -> str:
     """``order4 (Long Sequence), 9 of 15 tasks``."""
-    label = run.stream.get("label")
-    return f"{stream_name(run)} ({run.stream.get('benchmark', 'custom')})" + (
+    name, label = stream_name(run), run.stream.get("label")
+    benchmark = run.stream.get("benchmark", name)
+    return (name if benchmark == name else f"{name} ({benchmark})") + (
         f", {label}" if label else ""
     )
 

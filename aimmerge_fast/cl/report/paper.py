@@ -78,7 +78,9 @@ def _scores(run: Run, which: str, found: Mapping[str, Any], notes: tuple[str, ..
         if group.name not in matched:
             rows.append(_row(NONE, [None] * len(metrics), group, metrics))
     columns = (*(f"paper {name}" for name in metrics), "arm", *(f"run {name}" for name in metrics))
-    said = [] if which == "table8" else [f"Paper: {block}." for block in blocks if block]
+    said: list[str] = [] if which == "table8" else [f"Paper: {block}." for block in blocks if block]
+    if which == "table2" and not _shares_tasks(run, benchmark(run)):
+        said.append("The run's tasks are of none of the paper's benchmarks.")
     if found.get("copied"):
         said.append("*: copied by the paper from other papers.")
     caption = f"{found['caption']}; run: {stream_title(run)}"
@@ -114,12 +116,14 @@ def benchmark(run: Run) -> str:
     known: list[str] = list(paper()["tables"]["table2"]["blocks"])
     if run.stream.get("benchmark") in known:
         return str(run.stream["benchmark"])
+    return next((name for name in known if _shares_tasks(run, name)), known[0])
+
+
+def _shares_tasks(run: Run, name: str) -> bool:
+    """Whether every task of the run is one of a benchmark's."""
     tasks = {short_name(task) for task in run.names}
-    for name in known:
-        orders = paper()["table12"]["orders"].values()
-        if any(o["benchmark"] == name and tasks <= set(o["tasks"]) for o in orders):
-            return name
-    return known[0]
+    orders = paper()["table12"]["orders"].values()
+    return any(o["benchmark"] == name and tasks <= set(o["tasks"]) for o in orders)
 
 
 def short_name(task: str) -> str:

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aimmerge_fast.cl.report.signals import StageSignals, may_merge, stage_signals
 from aimmerge_fast.events import Event, read_events
 
 Scores = tuple[tuple[float | None, ...], ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Arm:
-    """One method with one seed.
+    """One method with one seed. What is read from its events is read once.
 
     Attributes:
         scores: (stages done, tasks) in 0..100; None where a task was not tested.
@@ -58,6 +59,21 @@ class Arm:
     def events(self) -> list[Event]:
         """In order; empty where there are none or the file cannot be read."""
         return self._read[0]
+
+    @functools.cached_property
+    def signals(self) -> list[StageSignals]:
+        """What was measured, stage by stage."""
+        return stage_signals(self.events, self.stages, self.losses)
+
+    @functools.cached_property
+    def merging(self) -> bool:
+        """Whether the arm merges, as far as its events tell."""
+        return may_merge(self.events)
+
+    @functools.cached_property
+    def watched(self) -> bool:
+        """Whether there are history losses of an arm that does not merge."""
+        return not self.merging and any(stage.probes for stage in self.signals)
 
     @property
     def events_problem(self) -> str | None:

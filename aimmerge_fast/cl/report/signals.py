@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from aimmerge_fast.cl.report.run import Arm, Group, Run
 from aimmerge_fast.cl.report.statistics import mean
 from aimmerge_fast.events import Event, Measure, Open, Probe, Skip, TaskBegin
 from aimmerge_fast.report.events import split_tasks, undone_merges
+
+if TYPE_CHECKING:
+    from aimmerge_fast.cl.report.run import Arm, Group, Run
 
 #: Methods that are the paper's, under either policy.
 OURS = ("aim", "aim-released")
@@ -24,7 +27,6 @@ class StageSignals:
     Attributes:
         offset: updates of the arm before this stage. steps: of this stage.
         undone: numbers of the merges that were rejected or rolled back.
-        schedule: of the controller; None where the events do not say.
     """
 
     name: str
@@ -64,13 +66,14 @@ class StageSignals:
         return mean(event.learning_signal for event in self.merges or self.measures)
 
 
-def stage_signals(arm: Arm) -> list[StageSignals]:
-    """The arm's stages in order, those without events too: steps then come from the losses."""
-    tasks = {task.name: task.events for task in split_tasks(arm.events)}
-    names = [*arm.stages, *(name for name in tasks if name not in arm.stages)]
+def stage_signals(
+    events: Sequence[Event], planned: Sequence[str], losses: Mapping[str, tuple[float, ...]]
+) -> list[StageSignals]:
+    """An arm's stages in order, those without events too: steps then come from the losses."""
+    tasks = {task.name: task.events for task in split_tasks(events)}
     stages, offset = [], 0
-    for name in names:
-        stage = _stage(name, offset, tasks.get(name, []), arm.losses.get(name, ()))
+    for name in [*planned, *(name for name in tasks if name not in planned)]:
+        stage = _stage(name, offset, tasks.get(name, []), losses.get(name, ()))
         stages.append(stage)
         offset += stage.steps
     return stages
@@ -92,8 +95,8 @@ def _stage(
     )
 
 
-def merges(arm: Arm) -> bool:
-    """Whether the arm's events hold a merge, or its controller could have made one."""
+def may_merge(events: Sequence[Event]) -> bool:
+    """Whether the events hold a merge, or are of a controller that could have made one."""
     return any(
         isinstance(event, Open)
         or (
@@ -101,13 +104,8 @@ def merges(arm: Arm) -> bool:
             and event.memory > 0
             and event.config.get("schedule", "monitor") != "monitor"
         )
-        for event in arm.events
+        for event in events
     )
-
-
-def watched(arm: Arm) -> bool:
-    """Whether there is a history loss of an arm that never merges."""
-    return not merges(arm) and any(isinstance(event, Probe) for event in arm.events)
 
 
 def drawn(group: Group) -> Arm:
@@ -121,9 +119,9 @@ def pairs(run: Run) -> list[tuple[Group, Group]]:
     Plain is replay where that was monitored, else the first monitored arm; merging are
     the arms of ``OURS``, or the first one that merges.
     """
-    plain = [group for group in run.groups if watched(drawn(group))]
+    plain = [group for group in run.groups if drawn(group).watched]
     plain.sort(key=lambda group: not is_replay(group))
-    merging = [group for group in run.groups if merges(drawn(group))]
+    merging = [group for group in run.groups if drawn(group).merging]
     ours = [group for group in merging if group.method in OURS] or merging[:1]
     return [(plain[0], group) for group in ours] if plain else []
 

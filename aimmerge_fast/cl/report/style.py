@@ -72,9 +72,15 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def columns_for(count: int, most: int) -> int:
+    """Panels to a row: at most so many, or one less where that leaves fewer places empty."""
+    if count <= most:
+        return count
+    return min((most, max(2, most - 1)), key=lambda columns: -count % columns)
+
+
 def grid(count: int, columns: int, panel: float) -> tuple[Figure, list[Axes]]:
     """``count`` panels, so many to a row, each ``panel`` inches high."""
-    columns = min(columns, count)
     rows = -(-count // columns)
     figure = new_figure(rows * panel + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -106,13 +112,14 @@ def named(axes: Axes, x: str | None = None, y: str | None = None) -> None:
         axes.set_ylabel(y, fontsize=9)
 
 
-def legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
-    """One legend under all panels."""
+def legend(figure: Figure, handles: Sequence[Any], most: int = 4) -> None:
+    """One legend under all panels, in up to so many columns: those that leave the fewest gaps."""
     if handles:
+        columns = min(range(most, 1, -1), key=lambda columns: -len(handles) % columns)
         figure.legend(
             handles=list(handles),
             loc="outside lower center",
-            ncols=min(columns, len(handles)),
+            ncols=len(handles) if len(handles) <= most else columns,
             fontsize=8,
             frameon=False,
         )

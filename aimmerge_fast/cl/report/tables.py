@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from aimmerge_fast.cl.report.blocks import NONE, Cell, Table, cells, number, signed, spread
+from aimmerge_fast.cl.report.blocks import NONE, Cell, Table, cells, counted, number, signed, spread
 from aimmerge_fast.cl.report.notes import is_bound, metric_note, seed_notes, task_notes
 from aimmerge_fast.cl.report.run import Group, Run
 from aimmerge_fast.cl.report.scores import KeptMean, best, kept_mean, metric, metric_values
@@ -21,23 +21,22 @@ METRICS = ("OP", "FWT", "BWT")
 _FULL_TONE = 30.0
 
 
-def kept_table(run: Run, groups: Sequence[Group] | None = None) -> Table:
+def kept_table(run: Run) -> Table:
     """Per task and arm: score when learned, final score, change."""
-    groups = run.groups if groups is None else groups
     rows = []
     for place, task in enumerate(run.names):
-        found = [kept_mean(group, task, place) for group in groups]
-        leading = best([_competing(g, k) for g, k in zip(groups, found, strict=True)])
+        found = [kept_mean(group, task, place) for group in run.groups]
+        leading = best([_competing(g, k) for g, k in zip(run.groups, found, strict=True)])
         row = [_kept_cell(one, i in leading) for i, one in enumerate(found)]
         rows.append((Cell(task), *row))
-    rows.append((Cell("mean"), *(_mean_cell(run, group) for group in groups)))
+    rows.append((Cell("mean"), *(_mean_cell(run, group) for group in run.groups)))
     return Table(
         title="Kept and lost",
-        columns=("task", *(group.label for group in groups)),
+        columns=("task", *(group.label for group in run.groups)),
         rows=tuple(rows),
         notes=(
             "Score when learned → final score (change); one number where nothing was trained in "
-            "between. Best final score of a task in bold. Last row: mean of the final scores "
+            "between. The best final score of a task is marked. Last row: mean of the final scores "
             "(of the changes).",
             metric_note(run),
             *seed_notes(run),
@@ -94,7 +93,7 @@ def method_table(run: Run) -> Table:
             "OP: mean final score. FWT: mean of score when learned less the score of training on "
             "that task alone. BWT: mean change since learned, last task excluded (all as the "
             f"authors' code, in points). {NONE}: not defined, or not measured (FWT needs "
-            "single-task scores). Best in bold.",
+            "single-task scores). The best is marked.",
             *verdicts(run),
             *seed_notes(run),
             *task_notes(run),
@@ -177,7 +176,9 @@ def machine(run: Run) -> str:
     """CPU, cores, threads and device as far as they are known."""
     known = run.machine
     parts = [str(known[key]) for key in ("device", "cpu") if known.get(key)]
-    parts += [f"{known[key]} {key}" for key in ("cores", "threads") if known.get(key) is not None]
+    for key in ("core", "thread"):
+        if known.get(f"{key}s") is not None:
+            parts.append(counted(int(known[f"{key}s"]), key))
     return ", ".join(parts) or "not recorded"
 
 

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aimmerge_fast.cl.report.blocks import Block, Bullets, Cell, Paragraph, Picture, Section, Table
+from aimmerge_fast.cl.report.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    of_columns,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,16 +85,10 @@ def _narrow(table: Table, width: int | None) -> Iterator[Table]:
     for place in range(1, len(columns)):
         so_far = needed[0] + sum(needed[i] for i in places) + 1
         if width is not None and places and so_far + needed[place] > width:
-            yield _part(table, places)
+            yield of_columns(table, (0, *places))
             places = []
         places.append(place)
-    yield _part(table, places)
-
-
-def _part(table: Table, places: Sequence[int]) -> Table:
-    chosen = (0, *places)
-    rows = tuple(tuple(row[i] for i in chosen) for row in table.rows)
-    return Table(table.title, tuple(table.columns[i] for i in chosen), rows)
+    yield of_columns(table, (0, *places))
 
 
 def _style(cell: Cell) -> str:

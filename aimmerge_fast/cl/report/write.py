@@ -17,6 +17,7 @@ from aimmerge_fast.cl.report.blocks import (
     Picture,
     Section,
     counted,
+    in_parts,
 )
 from aimmerge_fast.cl.report.diagnosis import diagnosis_blocks
 from aimmerge_fast.cl.report.figures_compare import (
@@ -31,7 +32,7 @@ from aimmerge_fast.cl.report.figures_signals import pages, signals_figure
 from aimmerge_fast.cl.report.notes import stream_title
 from aimmerge_fast.cl.report.reading import read_run
 from aimmerge_fast.cl.report.run import Group, Run
-from aimmerge_fast.cl.report.signals import drawn, merges, pairs, stage_signals
+from aimmerge_fast.cl.report.signals import drawn, pairs
 from aimmerge_fast.cl.report.style import looks, to_png
 from aimmerge_fast.cl.report.tables import (
     cost_table,
@@ -82,7 +83,7 @@ def build(run: Run) -> Document:
     if not any(arm.done for arm in run.arms):
         start: tuple[Block, ...] = (Paragraph("No task of any arm has been scored yet."),)
     else:
-        start = tuple(kept_tables(run))
+        start = tuple(in_parts(kept_table(run), _WIDE))
     sections = [
         Section("The run", (Bullets(tuple(_facts(run))),)),
         Section("What was kept, what was lost", start),
@@ -95,12 +96,6 @@ def build(run: Run) -> Document:
         Section("Cost", (cost_table(run),)),
     ]
     return Document(f"Run on {stream_title(run)}", tuple(sections))
-
-
-def kept_tables(run: Run) -> Iterator[Block]:
-    """The kept/lost table; the notes of a wide one stand under its last part."""
-    for start in range(0, len(run.groups), _WIDE):
-        yield kept_table(run, run.groups[start : start + _WIDE])
 
 
 def _facts(run: Run) -> Iterator[str]:
@@ -130,7 +125,7 @@ def _score_figures(run: Run) -> Iterator[Block]:
             curves(run),
             f"Course of each task's score{over}"
             + (" (band: ± sd)" if seeds > 1 else "")
-            + ". Bottom right: mean of the tasks learned so far.",
+            + ". Last panel: mean of the tasks learned so far.",
         ),
     ):
         if figure is not None:
@@ -143,17 +138,17 @@ def _signal_figures(run: Run) -> Iterator[Block]:
     styles = looks(run)
     for place, group in enumerate(run.groups, start=1):
         arm = drawn(group)
-        found = pages(stage_signals(arm))
+        found = pages(arm.signals)
         for number, stages in enumerate(found, start=1):
             seed = f", seed {arm.seed}" if len(group.arms) > 1 else ""
             part = f" ({number} of {len(found)})" if len(found) > 1 else ""
-            merged = merges(arm)
+            merged = arm.merging
             what = (
                 "learning signal Λ at merges, history loss and its threshold δ, planned interval S"
                 if merged
                 else "learning signal Λ and history loss, nothing merged"
             )
-            quiet = [stage.name for stage in stage_signals(arm) if not stage.any]
+            quiet = [stage.name for stage in arm.signals if not stage.any]
             without = f" Without signals: {', '.join(quiet)}." if quiet and number == 1 else ""
             slug = re.sub(r"[^A-Za-z0-9.]+", "-", group.name).strip("-.")
             yield _picture(
@@ -189,7 +184,8 @@ def _around(run: Run) -> Iterator[Block]:
     yield _picture(
         "around-merges",
         "Mean loss around merges that moved the parameters (± standard error); the first loss "
-        "right of the dashed line is the first after the merge.",
+        "right of the dashed line is the first after the merge. A merge that the history loss "
+        "brought about comes at a high one: part of the fall after it is that choice alone.",
         figure,
     )
 

@@ -6,15 +6,16 @@ The same ops, orders and bits as ``csrc/``; the rooms follow it, one kernel a fi
 file                                           twin of
 ============================================== ==================================================
 ``observe open close repair advance``          ``csrc/cpu/<op>.cpp``, ``csrc/cuda/<op>.cu``
+``importance weighted``                        the same; ``entries`` launches them
 ``controller_{step,merge,halves}``             ``csrc/core/controller.h``
 ``formats order table``                        ``csrc/core/formulas.h``, ``csrc/core/tiles.h``
 ``fields block``                               the structs, and the record ring
 ``launch``                                     ``csrc/cuda/launch.h``
 ============================================== ==================================================
 
-Every argument of a kernel is an address or a count. An ``Engine`` compiles and loads all of its
-kernels when it is built; its methods neither allocate, copy nor wait, so that all of them can be
-captured into a CUDA graph.
+Every argument of a kernel is an address, a count or an fp32 factor. An ``Engine`` compiles and loads
+all of its kernels when it is built; its methods neither allocate, copy nor wait, so that all of
+them can be captured into a CUDA graph.
 """
 
 from __future__ import annotations

@@ -84,3 +84,35 @@ def fuse(anchor, mid, live, alpha1, alpha2):
     u = live - mid
     u = alpha2 * u
     return anchor + (t + u)
+
+
+@triton.jit
+def importance_of(theta, gradient):
+    """What one step says about the importance of an entry."""
+    return tl.abs(theta * gradient)
+
+
+@triton.jit
+def smooth(average, seen, keep, take):
+    kept = keep * average
+    taken = take * seen
+    return kept + taken
+
+
+@triton.jit
+def spread(uncertainty, seen, sensitivity, keep, take):
+    return smooth(uncertainty, tl.abs(seen - sensitivity), keep, take)
+
+
+@triton.jit
+def is_important(sensitivity, uncertainty, threshold):
+    """Strictly: what equals the threshold is not important, nor is NaN."""
+    return sensitivity * uncertainty > threshold
+
+
+@triton.jit
+def weight_of(weights, learned, past):
+    """Of a task vector, for entries important to both, only learned, only past, neither."""
+    with_ = tl.where(past, weights.both, weights.learned)
+    without = tl.where(past, weights.past, weights.neither)
+    return tl.where(learned, with_, without)

@@ -20,9 +20,11 @@ from triton.runtime import driver
 
 from aimmerge_fast.kernels.triton_kernels.advance import advance_kernel
 from aimmerge_fast.kernels.triton_kernels.close import close_kernel
+from aimmerge_fast.kernels.triton_kernels.importance import importance_kernel
 from aimmerge_fast.kernels.triton_kernels.observe import observe_kernel
 from aimmerge_fast.kernels.triton_kernels.open import open_kernel
 from aimmerge_fast.kernels.triton_kernels.repair import repair_kernel
+from aimmerge_fast.kernels.triton_kernels.weighted import weighted_kernel
 
 #: Launches a kernel: number of programs, then the kernel's arguments.
 Launch = Callable[..., None]
@@ -63,6 +65,22 @@ ADVANCE = _program(advance_kernel, {"rows": "i64", "count": "i64", "state": "i64
 REPAIR = _program(repair_kernel, _TABLE, 4)
 OPEN = _over_tiles(open_kernel)
 CLOSE = _over_tiles(close_kernel)
+_ADDRESSES = dict.fromkeys(("gradients", "places", "sensitivity", "uncertainty"), "i64")
+_FACTORS = dict.fromkeys(("keep1", "take1", "keep2", "take2"), "fp32")
+_TILES = dict.fromkeys(("tiles", "count"), "i64")
+IMPORTANCE = _program(importance_kernel, {**_TILES, **_ADDRESSES, **_FACTORS}, 8)
+_SCORES = ("places", "new_s", "new_u", "past_s", "past_u", "thresholds")
+_WEIGHTS = [f"{side}{k}" for side in ("new", "past") for k in range(4)]
+WEIGHTED = _program(
+    weighted_kernel,
+    {
+        **_TILES,
+        **dict.fromkeys(("anchor", "mid", *_SCORES), "i64"),
+        **dict.fromkeys(_WEIGHTS, "fp32"),
+        "bad": "i64",
+    },
+    8,
+)
 
 
 def compiled(program: Program, target: GPUTarget) -> CompiledKernel:

@@ -58,6 +58,19 @@ def tile_at(table, index):
 
 
 @triton.jit
+def narrowed(tile, address):
+    """The tile, no longer wide if ``address``, which is read with it, is no multiple of 16."""
+    flags = tl.where(address % 16 == 0, tile.flags, tile.flags & at.DTYPE_MASK)
+    return Tile(tile.index, tile.live, tile.anchor, tile.mid, tile.count, flags)
+
+
+@triton.jit
+def number_at(address, index):
+    """Of an array of int64: one a tile."""
+    return tl.load(address.to(tl.pointer_type(tl.int64)) + index)
+
+
+@triton.jit
 def of_dtype(BODY: tl.constexpr, tile, inputs, WIDE: tl.constexpr, NARROW: tl.constexpr):
     dtype = tile.flags & at.DTYPE_MASK
     if dtype == at.BFLOAT16:

@@ -11,7 +11,6 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("set_schedule", [](uint64_t seed, unsigned resident) { settings = {resident, seed}; });
   m.def("set_devices", [](int count) { driver.devices = count; });
   m.def("fail_next_launch", [](int error) { driver.launch_error = error; });
-  m.def("fail_stream", [](int error) { driver.stream_error = error; });
   m.def("current_device", [] { return driver.device; });
   m.def("take_launched", [] {  // (device, stream, blocks, threads) of each since the last call
     py::list all;

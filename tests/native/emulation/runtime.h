@@ -15,7 +15,6 @@ struct Launched {
 struct Driver {
   int device = 0, devices = 1;       // the current one, and how many there are
   int launch_error = 0;              // a cudaError_t that the next launch returns instead
-  int stream_error = 0;              // what cudaStreamQuery returns, again and again
   std::vector<Launched> launched{};  // since it was last emptied
 };
 extern Driver driver;

@@ -1,0 +1,97 @@
+"""The recipe of the paper's Table 9 (algorithm.md B.16): a method, then the memory, each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from aimmerge_fast.cl.data import Record
+from aimmerge_fast.cl.encode import IGNORED
+from aimmerge_fast.cl.methods.base import Method, Stage
+from aimmerge_fast.cl.training import fresh_moments, seed_everything
+
+
+class MemoryEpochs(Method):
+    """Wraps a method: after each task's own training, ``epochs`` passes over the memory.
+
+    The memory is that of the tasks before. ``epochs * ceil(records / batch)`` updates with the
+    arm's optimiser, its moments fresh, at the run's ``lr`` [R: the sources name no schedule].
+    """
+
+    uses_memory = True
+
+    def __init__(self, inner: Method, epochs: int) -> None:
+        super().__init__(inner.trainee, {})
+        self.inner, self.epochs = inner, epochs
+        self.label, self.summary = inner.label, inner.summary  # type: ignore[misc]
+
+    @property
+    def merger(self) -> Any:
+        """The inner method's, where it has one: who merges is not watched a second time."""
+        return self.inner.merger  # type: ignore[attr-defined]
+
+    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
+        return self.inner.task(stage, index)
+
+    def begin_stage(self, stage: Stage, index: int) -> None:
+        self.inner.begin_stage(stage, index)
+
+    def training_records(self, stage: Stage, index: int) -> list[Record]:
+        return self.inner.training_records(stage, index)
+
+    def after_backward(self) -> None:
+        self.inner.after_backward()
+
+    def after_update(self) -> None:
+        self.inner.after_update()
+
+    def end_stage(self, stage: Stage, index: int) -> None:
+        self.inner.end_stage(stage, index)
+        memory, size = self.trainee.memory, self.trainee.config.batch
+        if not len(memory):
+            return
+        fresh_moments(self.trainee.optimizer)
+        for group in self.trainee.optimizer.param_groups:
+            group["lr"] = self.trainee.config.lr
+        stream = memory.stream("epochs", fresh=True, salt=index)
+        for epoch in range(self.epochs):
+            records = stream.draw(len(memory))
+            for at in range(0, len(records), size):
+                seed_everything(f"{self.trainee.seed}/{stage.name}/memory/{epoch}/{at}")
+                self._update(records[at : at + size])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        self.inner.prepare(state)
+
+    def merges(self) -> int:
+        return self.inner.merges()
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _update(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """One update on the mean loss of a batch's answer tokens."""
+        trainee, config = self.trainee, self.trainee.config
+        size = config.micro_batch or config.batch
+        passes = [
+            trainee.collate([dict(record) for record in records[at : at + size]])
+            for at in range(0, len(records), size)
+        ]
+        tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in passes)
+        for batch in passes:
+            loss, _ = trainee.loss.total(trainee.model, batch)
+            (loss / tokens).backward()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(trainee.parameters(), config.max_grad_norm)
+        trainee.optimizer.step()
+        trainee.optimizer.zero_grad(set_to_none=True)
+        trainee.rows["memory"] += len(records)

@@ -1,1 +1,0 @@
-"""The rooms of ``real_stream.py``: a language model on a stream of tasks."""

@@ -1,0 +1,84 @@
+"""Tasks trained alone: made once, found again by what they depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aimmerge_fast.cl import plain, runner
+from aimmerge_fast.cl.context import Context
+from aimmerge_fast.cl.plain import PlainTask
+from tests.cl.tiny import finished_run, make_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory)
+
+
+def context_of(folder: Path, **fields: Any) -> Context:
+    return runner.prepare(make_config(folder, **fields))
+
+
+def name_of(folder: Path, seed: int = 1, place: int = 0, **fields: Any) -> str:
+    context = context_of(folder, **fields)
+    task = next(task for task in context.tasks if task.name == ("first", "second")[place])
+    return PlainTask(context, task, seed).folder.name
+
+
+def test_what_a_plain_task_depends_on(folder: Path) -> None:
+    name = name_of(folder)
+    assert name.startswith("first-s1-")
+    for same in (
+        {"stream": ["second", "first"]},
+        {"stream": ["first"]},
+        {"monitor": True},
+        {"evaluate": "all"},
+        {"arms": ["kif"]},
+        {"eval_batch": 3},
+    ):
+        assert name_of(folder, **same) == name, same
+    for other in ({"lr": 0.02}, {"rank": 4}, {"steps": 5}, {"test_items": 3}, {"max_tokens": 9}):
+        assert name_of(folder, **other) != name, other
+    assert name_of(folder, seed=2) != name
+    assert name_of(folder, place=1) != name
+
+
+def test_single_scores_are_made_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(folder, "seqlora", out=tmp_path / "out", single=True)
+    (entry,) = runner.run(config)["arms"]
+    assert None not in entry["single"]
+    assert entry["single"][0] == entry["scores"][0][0]  # the first task was trained alone anyway
+    expected = sum(entry["scores"][i][i] - entry["single"][i] for i in range(2)) / 2
+    assert entry["metrics"]["FWT"] == pytest.approx(expected)
+    assert len(list((config.out / "plain").iterdir())) == 2
+
+    def never(*args: Any) -> None:
+        pytest.fail("made again")
+
+    monkeypatch.setattr(plain, "updates", never)
+    (again,) = runner.run(config)["arms"]
+    assert again["single"] == entry["single"]
+    more = make_config(folder, ["seqlora", "mtl"], out=config.out, single=True)
+    assert runner.run(more)["arms"][1]["single"] == entry["single"]
+
+
+def test_a_run_that_asks_for_none_has_none(folder: Path) -> None:
+    assert plain.single_scores(context_of(folder), 42) is None
+
+
+def test_a_task_alone_starts_from_the_first_adapter(folder: Path, tmp_path: Path) -> None:
+    """The second task alone: the same as a stream of it alone."""
+    whole = make_config(folder, "seqlora", out=tmp_path / "whole", single=True)
+    runner.run(whole)
+    only = make_config(folder, "seqlora", out=tmp_path / "only", stream=["second"])
+    (entry,) = runner.run(only)["arms"]
+    score = runner.collect(runner.prepare(whole))["arms"][0]["single"][1]
+    assert entry["scores"] == [[score]]
+    assert {path.name for path in (only.out / "plain").iterdir()} < {
+        path.name.replace("x", "x") for path in (whole.out / "plain").iterdir()
+    } or len(list((only.out / "plain").iterdir())) == 1

@@ -1,0 +1,304 @@
+"""Runs: results, what arms share, whose folder it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aimmerge_fast.cl import arm, plain, runner
+from aimmerge_fast.cl.checkpoint import load_tree
+from aimmerge_fast.cl.methods import METHODS
+from tests.cl.tiny import ARMS, finished_run, make_config
+
+FOLDERS = ("seqlora-s42", "replay-s42", "aim-s_init=2-s42")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished_run(tmp_path_factory)
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to change."""
+    shutil.copytree(folder / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def adapter(out: Path, name: str, stage: str = "2-second") -> dict[str, torch.Tensor]:
+    return load_file(out / name / "adapters" / stage / "adapter_model.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- results -------------------------------------------------------------------------------
+
+
+def test_results(folder: Path) -> None:
+    results = read(folder / "out" / "results.json")
+    assert results["version"] == 1
+    assert results["stream"] == {
+        "name": "custom",
+        "tasks": ["first", "second"],
+        "benchmark": "custom",
+        "label": None,
+    }
+    assert results["tasks"]["second"].items() >= {"train": 40, "dev": 8, "test": 6}.items()
+    assert [entry["name"] for entry in results["arms"]] == ["seqlora", "replay", "aim-s_init=2"]
+    assert results["settings"]["lr"] == 0.01
+    assert len(results["settings"]["model_sha256"]) == 64
+    for entry in results["arms"]:
+        assert entry["finished"]
+        assert [[score is None for score in row] for row in entry["scores"]] == [
+            [False, True],
+            [False, False],
+        ]
+        assert {name: len(losses) for name, losses in entry["losses"].items()} == {
+            "first": 6,
+            "second": 6,
+        }
+        assert entry["metrics"]["OP"] == pytest.approx(sum(entry["scores"][1]) / 2)
+        assert entry["rows"]["training"] == 2 * 6 * 4
+    rows = {entry["name"]: entry["rows"] for entry in results["arms"]}
+    assert rows["replay"]["memory"] == 0  # they are training rows
+    assert rows["aim-s_init=2"]["probe"] == 6 * 4
+    assert rows["aim-s_init=2"]["memory"] > 0
+
+
+def test_scores_are_those_of_the_predictions(folder: Path) -> None:
+    for entry in read(folder / "out" / "results.json")["arms"]:
+        home = folder / "out" / entry["folder"]
+        for stage, task, place in (
+            ("1-first", "first", (0, 0)),
+            ("2-second", "first", (1, 0)),
+            ("2-second", "second", (1, 1)),
+        ):
+            lines = (home / f"predictions/{stage}/{task}.jsonl").read_text().splitlines()
+            rows = [json.loads(line) for line in lines]
+            right = [row["prediction"].lower() == row["reference"].lower() for row in rows]
+            assert [row["id"] for row in rows] == [f"{task}-test-{i}" for i in range(6)]
+            assert entry["scores"][place[0]][place[1]] == pytest.approx(100 * sum(right) / 6)
+
+
+def test_saved_adapters_are_the_last_state(folder: Path) -> None:
+    out = folder / "out"
+    for name in FOLDERS:
+        saved = adapter(out, name)
+        state = load_tree(out / name / "state.safetensors")["adapter"]
+        renamed = {key.replace(".default.weight", ".weight"): t for key, t in state.items()}
+        assert equal(saved, renamed)
+    assert not equal(adapter(out, FOLDERS[0]), adapter(out, FOLDERS[1]))
+    assert not equal(adapter(out, FOLDERS[0]), adapter(out, FOLDERS[2]))
+
+
+def test_every_method_runs(folder: Path, tmp_path: Path) -> None:
+    arms = ["inclora", "mtl", "kif", "tasl", "aim-released", "aim-ifm", "fixed:s_init=3"]
+    arms += ["seqlora+memory"]
+    results = runner.run(make_config(folder, arms, out=tmp_path / "out"))
+    assert all(entry["finished"] for entry in results["arms"])
+    joint = results["arms"][1]
+    assert joint["stages"] == ["all"]
+    assert len(joint["scores"]) == 1
+    assert None not in joint["scores"][0]
+
+
+def test_options_of_evaluation(folder: Path, tmp_path: Path) -> None:
+    config = make_config(
+        folder, "seqlora", out=tmp_path / "out", initial=True, evaluate="all", test_items=3
+    )
+    (entry,) = runner.run(config)["arms"]
+    assert None not in entry["initial"]
+    assert all(None not in row for row in entry["scores"])
+    assert (config.out / "seqlora-s42/predictions/0-before/second.jsonl").is_file()
+    assert (
+        len((config.out / "seqlora-s42/predictions/1-first/second.jsonl").open().readlines()) == 3
+    )
+
+
+# ---- what arms share -----------------------------------------------------------------------
+
+
+def test_the_shared_first_stage_is_the_arms_own(folder: Path, tmp_path: Path) -> None:
+    """``select='best'`` with no moment to select at trains the first stage itself."""
+    config = make_config(folder, ARMS, out=tmp_path / "own", select="best", select_every=100)
+    runner.run(config)
+    assert not (config.out / "plain").exists()
+    assert len(list((folder / "out" / "plain").iterdir())) == 1
+    for name in FOLDERS:
+        for stage in ("1-first", "2-second"):
+            assert equal(adapter(config.out, name, stage), adapter(folder / "out", name, stage))
+        own, shared = (read(out / name / "arm.json") for out in (config.out, folder / "out"))
+        for key in ("losses", "scores", "rows", "merges"):
+            assert own[key] == shared[key], key
+
+
+def test_monitoring_trains_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, ["seqlora", "replay"], out=tmp_path / "out", monitor=True)
+    results = runner.run(config)
+    for name, entry in zip(FOLDERS, results["arms"], strict=False):
+        assert equal(adapter(config.out, name), adapter(folder / "out", name))
+        assert entry["rows"]["probe"] == 6 * 4
+        events = (config.out / name / "events.jsonl").read_text().splitlines()
+        assert sum(json.loads(line)["event"] == "probe" for line in events) == 6
+
+
+def test_arms_and_seeds_are_added(
+    folder: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("state.safetensors")}
+    config = make_config(folder, [*ARMS, "single"], out=copied, seeds=[42, 43])
+    results = runner.run(config, only=["single"])
+    assert [(entry["name"], entry["seed"]) for entry in results["arms"]][-2:] == [
+        ("single", 42),
+        ("single", 43),
+    ]
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(list((copied / "plain").iterdir())) == 2  # one a seed
+    assert not equal(adapter(copied, "single-s42"), adapter(copied, "single-s43"))
+
+
+def test_a_finished_run_trains_nothing(
+    folder: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for home in (arm, plain):
+        monkeypatch.setattr(home, "updates", lambda *args: pytest.fail("trained again"))
+    again = runner.run(make_config(folder, ARMS, out=copied, eval_batch=2, save_every=3))
+    before = read(folder / "out" / "results.json")
+    for entry, other in zip(again["arms"], before["arms"], strict=True):
+        assert {**entry, "commits": 0} == {**other, "commits": 0}
+
+
+# ---- refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0.02}, r"holds a run with lr=0.01, not 0.02; repeat that run's command, or give"),
+        ({"stream": ["second", "first"]}, r"holds a run with stream=\['first', 'second'\]"),
+        ({"stream": ["first"]}, r"holds a run with stream="),
+        ({"test_items": 3}, r"holds a run with test_items=0, not 3"),
+    ],
+)
+def test_a_folder_of_another_run(folder: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        runner.run(make_config(folder, ARMS, **fields))
+
+
+def test_a_folder_of_other_records(folder: Path, copied: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(folder / "data", data)
+    records = json.loads((data / "train/second_T5.json").read_text())
+    records[0]["output"] = "green" if records[0]["output"] != "green" else "red"
+    (data / "train/second_T5.json").write_text(json.dumps(records))
+    with pytest.raises(ValueError, match=r"tasks_sha256.second='[0-9a-f]{64}', not '[0-9a-f]{64}'"):
+        runner.run(make_config(folder, ARMS, out=copied, data=data))
+
+
+def test_a_folder_of_another_model(folder: Path, copied: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    runner.run(make_config(folder, ARMS, out=copied, model=model))  # moved, but the same
+    (model / "note.txt").write_text("another")
+    with pytest.raises(ValueError, match="holds a run with model_sha256="):
+        runner.run(make_config(folder, ARMS, out=copied, model=model))
+
+
+def test_a_folder_that_is_no_run(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"is not empty and holds no run; give another folder"):
+        runner.run(make_config(folder, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_of_another_version(folder: Path, copied: Path) -> None:
+    settings = read(copied / "run.json")
+    (copied / "run.json").write_text(json.dumps({**settings, "version": 2}))
+    with pytest.raises(ValueError, match=r"holds a run of version 2, this is version 1"):
+        runner.run(make_config(folder, ARMS, out=copied))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"settings": {"s_init": 4}}, {"memory_ratio": 0.5}, {"memory_epochs": 1}]
+)
+def test_the_name_of_an_arm_with_other_settings(
+    folder: Path, copied: Path, changed: dict[str, Any]
+) -> None:
+    spec = {"method": "aim", "name": "aim-s_init=2", "settings": {"s_init": 2}, **changed}
+    with pytest.raises(
+        ValueError, match=rf"holds an arm with {next(iter(changed))}=.*another name"
+    ):
+        runner.run(make_config(folder, [spec], out=copied))
+
+
+def test_the_name_is_taken_from_the_start(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that died in its first update does not go on as another."""
+    monkeypatch.setattr(plain.PlainTask, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner.run(make_config(folder, {"method": "aim", "name": "mine"}, out=tmp_path / "out"))
+    monkeypatch.undo()
+    assert read(tmp_path / "out/mine-s42/arm.json").items() >= {"finished": False}.items()
+    other = {"method": "kif", "name": "mine"}
+    with pytest.raises(ValueError, match=r"holds an arm with method='aim', not 'kif'"):
+        runner.run(make_config(folder, other, out=tmp_path / "out"))
+
+
+def test_an_arm_that_another_process_trains(folder: Path, copied: Path) -> None:
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    lock = str(copied / "replay-s42" / "lock")
+    command = [sys.executable, "-c", code, lock]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        config = make_config(folder, ARMS, out=copied)
+        with pytest.raises(ValueError, match=r"another process is training in .*replay-s42; wait"):
+            runner.run(config)
+        runner.run(config, only=["seqlora"])  # another arm is free
+        holder.communicate()
+    runner.run(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("aimm", r"arm 'aimm': unknown method 'aimm'; did you mean 'aim'\?"),
+        ("seqlora:s_init=2", r"arm .*unknown setting 's_init'; this method's settings are none"),
+        ("aim:s_int=2", r"arm .*unknown setting 's_int'; this method's settings are accumulation,"),
+        ("aim:s_init=1", r"arm 'aim-s_init=1': s_init=1 lies outside"),
+        ("aim:match=seqlora", r"arm .*'match' belongs to the controls fixed and random"),
+        ("fixed:match=none", r"match='none' is no arm of this run; they are fixed-match=none"),
+    ],
+)
+def test_arms_are_checked_before_anything_is_loaded(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """``tmp_path`` holds neither records nor a model."""
+    with pytest.raises(ValueError, match=message) as caught:
+        runner.run(make_config(tmp_path, text))
+    if "unknown method" in message:
+        assert all(name in str(caught.value) for name in METHODS)
+
+
+def test_only_names_known_arms(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no arm 'kif' in this run; they are seqlora, replay"):
+        runner.run(make_config(folder, ARMS), only=["kif"])
