@@ -7,10 +7,10 @@
 
 #include <cstddef>
 
-#include "core/given.h"
 #include "cpu/engine.h"
 #include "cpu/isa.h"
 #include "cpu/triad.h"
+#include "given.h"
 #if AIMMERGE_CUDA
 #include "cuda/bindings.h"
 #endif

@@ -22,6 +22,7 @@ FILES = (
     *("triton_interpreted", "test_vectors", "test_controller_fuzz", "test_kernels_parity"),
     *("test_kernels_values", "test_kernels_group", "test_kernels_formats", "test_kernels_huge"),
     *("test_kernels_twins", "test_library", "test_kernels_entries"),
+    "test_kernels_entries_given",
 )
 #: Left out: tens of thousands of launches, pairs with eager, what the first file does faster.
 SELECTED = (

@@ -174,9 +174,11 @@ class Arm:
         records = self.method.training_records(stage, index)
         with self.method.task(stage, index):
             if not (index == 0 and self._take_shared(stage)):
-                self._updates(stage, records, self.context.config.steps_for(len(stage.records()), len(stage.tasks)))
+                config = self.context.config
+                steps = config.steps_for(len(stage.records()), len(stage.tasks))
+                self._updates(stage, records, steps)
+        self.best.restore()  # what a method does at the end, it does to the selected state
         self.method.end_stage(stage, index)
-        self.best.restore()
         for task in stage.tasks:
             self.memory.add(task.name, task.train)
 

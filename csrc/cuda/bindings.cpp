@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/given.h"
 #include "cuda/engine.h"
+#include "given.h"
 
 namespace py = pybind11;
 

@@ -13,9 +13,9 @@ file                                           twin of
 ``launch``                                     ``csrc/cuda/launch.h``
 ============================================== ==================================================
 
-Every argument of a kernel is an address, a count or an fp32 factor. An ``Engine`` compiles and loads
-all of its kernels when it is built; its methods neither allocate, copy nor wait, so that all of
-them can be captured into a CUDA graph.
+Every argument of a kernel is an address, a count or an fp32 factor. An ``Engine`` compiles and
+loads all of its kernels when it is built; its methods neither allocate, copy nor wait, so that all
+of them can be captured into a CUDA graph.
 """
 
 from __future__ import annotations
