@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,9 +183,12 @@ def _attach(base: Any, folder: Path) -> Any:
     """The base with the adapters of a stage, all of which act."""
     from peft import PeftModel
 
-    model: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
-    for path in sorted(folder.glob("*/adapter_config.json")):  # what later tasks added
-        model.load_adapter(str(path.parent), path.parent.name, local_files_only=True)
+    with warnings.catch_warnings():
+        # PEFT asks transformers in an older spelling; nothing that a user could change
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        model: Any = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+        for path in sorted(folder.glob("*/adapter_config.json")):  # what later tasks added
+            model.load_adapter(str(path.parent), path.parent.name, local_files_only=True)
     model.base_model.set_adapter(list(model.peft_config))
     model.requires_grad_(False)
     return model.eval()

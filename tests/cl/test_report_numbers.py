@@ -14,8 +14,10 @@ from aimmerge_fast.cl.report.blocks import Table, number, signed
 from aimmerge_fast.cl.report.diagnosis import sentence
 from aimmerge_fast.cl.report.reading import parse_run
 from aimmerge_fast.cl.report.run import Run
+from aimmerge_fast.cl.report.signals import around_merges, stage_signals
 from aimmerge_fast.cl.report.statistics import least_squares, mean_sd, pearson, pooled_sd
 from aimmerge_fast.cl.report.tables import cost_table, kept_table, method_table
+from aimmerge_fast.events import Close, Open, TaskBegin
 from tests.cl.report_fixture import results
 
 NAN = float("nan")
@@ -234,3 +236,15 @@ def test_diagnosis_counts_and_what_most_merges_mean() -> None:
         "the merges were forced: the history loss seldom passed its threshold."
     )
     assert "most of" not in sentence(report, adaptive=False)
+
+
+@pytest.mark.parametrize("entry_wise", [False, True])
+def test_entry_wise_merges_moved_the_parameters(entry_wise: bool) -> None:
+    """Recurrent-KIF and +IFM merge with alpha = (1, 0): their own weights say what moved."""
+    fusion = {"fusion": {"quantile": 0.8}} if entry_wise else {}
+    opened = Open("t", 2, 1, "merge_due", 2, 2, 0, 1.0, 0.5, 1.0, 0.0, 1, 2, 1, False, 0, 0, 0)
+    events = [TaskBegin("t", 0, 8, fusion), opened, Close("t", 2, 1)]
+    (stage,) = stage_signals(events, ["t"], {"t": (4.0, 3.0, 2.0, 1.0)})
+    offsets, values, count = around_merges([stage], "training")
+    assert count == int(entry_wise)
+    assert values[offsets.index(1)] == ([2.0] if entry_wise else [])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from aimmerge_fast.cl.report.statistics import mean
 from aimmerge_fast.events import Event, Measure, Open, Probe, Skip, TaskBegin
-from aimmerge_fast.report.events import split_tasks, undone_merges
+from aimmerge_fast.report.events import TaskEvents, split_tasks, undone_merges
 
 if TYPE_CHECKING:
     from aimmerge_fast.cl.report.run import Arm, Group, Run
@@ -27,6 +27,7 @@ class StageSignals:
     Attributes:
         offset: updates of the arm before this stage. steps: of this stage.
         undone: numbers of the merges that were rejected or rolled back.
+        entry_wise: weights of their own per entry moved the parameters; alpha says nothing.
     """
 
     name: str
@@ -38,6 +39,7 @@ class StageSignals:
     merges: tuple[Open, ...]
     measures: tuple[Measure, ...]
     undone: frozenset[int]
+    entry_wise: bool = False
 
     @property
     def any(self) -> bool:
@@ -70,18 +72,20 @@ def stage_signals(
     events: Sequence[Event], planned: Sequence[str], losses: Mapping[str, tuple[float, ...]]
 ) -> list[StageSignals]:
     """An arm's stages in order, those without events too: steps then come from the losses."""
-    tasks = {task.name: task.events for task in split_tasks(events)}
+    tasks = {task.name: task for task in split_tasks(events)}
     stages, offset = [], 0
     for name in [*planned, *(name for name in tasks if name not in planned)]:
-        stage = _stage(name, offset, tasks.get(name, []), losses.get(name, ()))
+        stage = _stage(name, offset, tasks.get(name), losses.get(name, ()))
         stages.append(stage)
         offset += stage.steps
     return stages
 
 
 def _stage(
-    name: str, offset: int, events: Sequence[Event], losses: tuple[float, ...]
+    name: str, offset: int, task: TaskEvents | None, losses: tuple[float, ...]
 ) -> StageSignals:
+    events = task.events if task is not None else []
+    begin = task.begin if task is not None else None
     return StageSignals(
         name=name,
         offset=offset,
@@ -92,6 +96,7 @@ def _stage(
         merges=tuple(event for event in events if isinstance(event, Open)),
         measures=tuple(event for event in events if isinstance(event, Measure)),
         undone=frozenset(undone_merges(events)),
+        entry_wise=begin is not None and "fusion" in begin.config,
     )
 
 
@@ -133,7 +138,7 @@ def is_replay(group: Group) -> bool:
 def around_merges(
     stages: Sequence[StageSignals], kind: str
 ) -> tuple[list[int], list[list[float]], int]:
-    """Losses around merges that moved the parameters (closed, alpha_past > 0).
+    """Losses around merges that moved the parameters: closed, and alpha_past > 0 or entry-wise.
 
     ``kind``: "training" or "history". Returns offsets -AROUND+1 ... AROUND in steps from the
     merge, the values at each offset, and the number of merges. The loss at offset 0 was taken
@@ -148,7 +153,8 @@ def around_merges(
         else:
             course = {probe.step: probe.loss for probe in stage.probes}
         for merge in stage.merges:
-            if merge.merge in stage.undone or merge.alpha_past == 0:
+            idle = merge.alpha_past == 0 and not stage.entry_wise
+            if merge.merge in stage.undone or idle:
                 continue
             count += 1
             for place, offset in enumerate(offsets):
