@@ -7,69 +7,20 @@ the same bits as a run without us.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.memory import MemoryStream, RehearsalMemory
+from aimmerge_fast.randomness import PrivateRandomness
 
 Batch = Any
 Collate = Callable[[list[Any]], Batch]
 LossFn = Callable[[Any, Batch], torch.Tensor]
-
-
-class PrivateRandomness:
-    """Random states that are swapped in for a block and put away again: torch, numpy, random."""
-
-    def __init__(self, seed: int, devices: list[torch.device]) -> None:
-        self._devices = [device for device in devices if device.type == "cuda"]
-        torch_seed = seed % (1 << 63)  # the largest that torch takes
-        self.torch_states = [torch.Generator().manual_seed(torch_seed).get_state()]
-        for device in self._devices:
-            self.torch_states.append(torch.Generator(device).manual_seed(torch_seed).get_state())
-        self.numpy_state: Any = np.random.RandomState(seed % (1 << 32)).get_state()
-        self.python_state: Any = random.Random(seed).getstate()
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        outside = self._exchange((self.torch_states, self.numpy_state, self.python_state))
-        try:
-            yield
-        finally:
-            inside = self._exchange(outside)
-            self.torch_states, self.numpy_state, self.python_state = inside
-
-    def state_dict(self) -> dict[str, Any]:
-        kind, words, position, has_gauss, cached = self.numpy_state
-        version, internal, gauss = self.python_state
-        return {
-            "torch": list(self.torch_states),
-            "numpy": [kind, words.tolist(), int(position), int(has_gauss), float(cached)],
-            "python": [version, list(internal), gauss],
-        }
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        kind, words, *rest = saved["numpy"]
-        version, internal, gauss = saved["python"]
-        self.torch_states = list(saved["torch"])
-        self.numpy_state = (kind, np.array(words, dtype=np.uint32), *rest)
-        self.python_state = (version, tuple(internal), gauss)
-
-    def _exchange(self, states: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        generators = [torch.default_generator]
-        generators += [torch.cuda.default_generators[d.index or 0] for d in self._devices]
-        previous = ([g.get_state() for g in generators], np.random.get_state(), random.getstate())
-        for generator, state in zip(generators, states[0], strict=True):
-            generator.set_state(state)
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        return previous
 
 
 def default_loss(model: Any, batch: Batch) -> torch.Tensor:
@@ -137,6 +88,8 @@ class Rehearsal:
     def begin_task(self, memory: RehearsalMemory, task: int) -> None:
         """Fresh random streams and fresh cursors over the memory for task number ``task``."""
         self._memory = memory
+        # walked once a task: a large model's parameters take milliseconds to walk
+        self._trained = [p for p in self._model.parameters() if p.requires_grad]
         seed = (self._config.seed * 1_000_003 + task) % (1 << 63)
         fresh = self._config.policy == "released"  # a new permutation at every draw, as its code
         self.streams: dict[str, MemoryStream] = {
@@ -203,7 +156,7 @@ class Rehearsal:
         """Around the memory steps: the loop's gradients are put aside, ``snapshot`` moments too."""
         stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
         # also what another optimiser trains: a backward pass reaches it too
-        parameters = list(dict.fromkeys([*stepped, *self._model.parameters()]))
+        parameters = list(dict.fromkeys([*stepped, *self._trained]))
         gradients = [p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None

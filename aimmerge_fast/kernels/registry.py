@@ -127,9 +127,17 @@ def _why_not_triton(device: torch.device) -> str | None:
         )
     if device.type != "cuda":
         return f"there are Triton kernels for cuda, none for {device.type}"
-    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+    return _why_not_launchable() or _why_not_cuda(device, 75)
+
+
+def _why_not_launchable() -> str | None:
+    """Triton builds its launcher with CC where that is set, else with gcc or clang."""
+    chosen = os.environ.get("CC")
+    if chosen and shutil.which(chosen) is None:
+        return f"Triton needs a C compiler for its launcher, and CC={chosen} is not found"
+    if not chosen and not any(map(shutil.which, ("gcc", "clang"))):
         return "Triton needs a C compiler for its launcher, and there is neither gcc nor clang"
-    return _why_not_cuda(device, 75)
+    return None
 
 
 def _why_not_cuda(device: torch.device, lowest: int) -> str | None:
