@@ -98,7 +98,7 @@ def test_two_processes_say_what_one_does(folder: Path, arm: str) -> None:
 @pytest.mark.parametrize("arm", FINISHED[1:])
 def test_two_processes_decide_what_one_does(folder: Path, arm: str) -> None:
     alone, both = (lines(folder / run / arm / "events.jsonl") for run in ("alone", "ranks"))
-    assert sum(event["event"] == "close" for event in alone) >= 2
+    assert sum(event["event"] == "close" for event in alone) >= 1
     assert len(alone) == len(both)
     for one, two in zip(alone, both, strict=True):
         for key, value in one.items():
