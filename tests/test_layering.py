@@ -28,7 +28,9 @@ LEVELS: dict[int, tuple[str, ...]] = {
 #: Files that furnish a room of another name.
 FURNITURE = {
     **dict.fromkeys(("runahead", "mailbox"), "controller"),
-    **dict.fromkeys(("binding", "fusion", "protocol", "randomness", "rehearsal", "state"), "merger"),
+    **dict.fromkeys(
+        ("binding", "fusion", "protocol", "randomness", "rehearsal", "state"), "merger"
+    ),
     "_native": "kernels",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}

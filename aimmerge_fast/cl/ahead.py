@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aimmerge_fast.cl.arm import RESULT
+from aimmerge_fast.cl.arm_folder import RESULT
 from aimmerge_fast.cl.config import ArmSpec, RunConfig
 from aimmerge_fast.cl.context import new_memory
 from aimmerge_fast.cl.cost import Speed, Tokens

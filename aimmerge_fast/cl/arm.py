@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aimmerge_fast.cl import checkpoint
+from aimmerge_fast.cl.arm_folder import ArmFolder
 from aimmerge_fast.cl.config import ArmSpec
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.data import TaskData
@@ -29,10 +28,6 @@ from aimmerge_fast.cl.metrics import summary
 from aimmerge_fast.cl.plain import PlainTask, single_scores
 from aimmerge_fast.cl.selection import Best
 from aimmerge_fast.cl.training import Update, fresh_moments, new_optimizer, updates
-from aimmerge_fast.events import EventLog, read_events
-from aimmerge_fast.report import summarise
-
-STATE, EVENTS, RESULT = "state.safetensors", "events.jsonl", "arm.json"
 
 
 @dataclasses.dataclass
@@ -64,6 +59,7 @@ class Arm:
         self.context, self.spec, self.seed = context, spec, seed
         self.settings = dict(settings)
         self.folder = context.folder_of(spec, seed)
+        self.files = ArmFolder(self.folder, context.ranks.is_main)
         self.kind = method_class(spec.method)
         self.stages: list[Stage] = self.kind.stages(context.tasks)
         self.progress = Progress()
@@ -80,7 +76,7 @@ class Arm:
 
     def run(self) -> dict[str, Any]:
         """Train and evaluate what is left; the arm's entry of ``results.json``."""
-        saved = self.context.ranks.from_main(self._saved)
+        saved = self.context.ranks.from_main(self.files.saved)
         if saved is not None:
             self.progress = Progress(**saved["progress"])
         if not self.finished:
@@ -96,7 +92,7 @@ class Arm:
         context, config = self.context, self.context.config
         if context.commit not in self.progress.commits:
             self.progress.commits.append(context.commit)
-        log = self._open_log(saved)
+        log = self.files.open_events(saved)
         context.ranks.from_main(self._write_result)  # the name is taken from here on
         self.memory = context.new_memory(self.seed, self.spec.memory_ratio)
         model = context.attach_adapter(self.seed)
@@ -136,15 +132,6 @@ class Arm:
             method = Monitor(method)
         return method
 
-    def _open_log(self, saved: dict[str, Any] | None) -> EventLog:
-        """The arm's event file, cut back to the save: the updates after it are made again."""
-        path = self.folder / EVENTS
-        if not self.context.ranks.is_main:
-            return EventLog(os.devnull)
-        if path.is_file():
-            os.truncate(path, saved["events_bytes"] if saved is not None else 0)
-        return EventLog(path)
-
     # ---- one stage -------------------------------------------------------------------------
 
     def _one_stage(self) -> None:
@@ -152,7 +139,7 @@ class Arm:
         stage = self.stages[progress.stage]
         if not progress.trained:
             self._train(stage)
-            self._save_adapters(stage)
+            self.files.save_adapters(self.trainee.model, f"{progress.stage + 1}-{stage.name}")
             progress.trained = True
             progress.scores.append([None] * len(self.context.tasks))
             self._save()
@@ -242,11 +229,8 @@ class Arm:
             found = self.context.evaluate(self.trainee.model, task)
         seconds = time.perf_counter() - started
         self.progress.seconds["evaluation"] += seconds
-        if self.context.ranks.is_main:
-            name = f"{self.progress.stage + 1}-{stage.name}" if stage else "0-before"
-            lines = "".join(checkpoint.json_line(row) for row in found.predictions)
-            path = self.folder / "predictions" / name / f"{task.name}.jsonl"
-            checkpoint.write_bytes(path, lines.encode())
+        name = f"{self.progress.stage + 1}-{stage.name}" if stage else "0-before"
+        self.files.save_predictions(found, name, task.name)
         when = f"after {stage.name}" if stage else "before training"
         self.context.view.line(
             f"[{self.spec.name} seed {self.seed}] {task.name} {when}: {found.score:.1f} "
@@ -256,17 +240,9 @@ class Arm:
 
     # ---- files -----------------------------------------------------------------------------
 
-    def _saved(self) -> dict[str, Any] | None:
-        path = self.folder / STATE
-        return checkpoint.load_tree(path) if path.is_file() else None
-
     def _save(self) -> None:
-        if not self.context.ranks.is_main:
-            return
         trainee = self.trainee
-        events = self.folder / EVENTS
-        checkpoint.save_tree(
-            self.folder / STATE,
+        self.files.save(
             {
                 "progress": dataclasses.asdict(self.progress),
                 "adapter": self.context.adapter_of(trainee.model),
@@ -275,8 +251,7 @@ class Arm:
                 "rows": trainee.rows,
                 "method": self.method.state_dict(),
                 "best": self.best.state_dict(),
-                "events_bytes": events.stat().st_size if events.is_file() else 0,
-            },
+            }
         )
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -293,22 +268,10 @@ class Arm:
             f"{self.progress.step} updates are done"
         )
 
-    def _save_adapters(self, stage: Stage) -> None:
-        """The adapter after a stage as plain PEFT; written aside, then renamed."""
-        if not self.context.ranks.is_main:
-            return
-        folder = self.folder / "adapters" / f"{self.progress.stage + 1}-{stage.name}"
-        aside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        self.trainee.model.save_pretrained(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-
     def result(self) -> dict[str, Any]:
         """The arm's entry in ``results.json``."""
-        progress, events = self.progress, self.folder / EVENTS
-        has_events = events.is_file() and events.stat().st_size > 0
-        saved = self._saved() or {"rows": {}}
+        progress = self.progress
+        saved = self.files.saved() or {"rows": {}}
         single = single_scores(self.context, self.seed)
         return {
             "name": self.spec.name,
@@ -329,13 +292,12 @@ class Arm:
             "losses": progress.losses,
             "seconds": {name: round(value, 2) for name, value in progress.seconds.items()},
             "rows": saved["rows"],
-            "merges": summarise(read_events(events)).to_dict() if has_events else None,
             "commits": progress.commits,
             "folder": self.folder.name,
-            "events": f"{self.folder.name}/{EVENTS}" if has_events else None,
+            **self.files.events(),
         }
 
     def _write_result(self) -> dict[str, Any]:
         result = self.result()
-        checkpoint.write_json(self.folder / RESULT, result)
+        self.files.write_result(result)
         return result

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.data import TaskData
 from aimmerge_fast.cl.evaluate import TaskScore
+from aimmerge_fast.cl.locking import held
 from aimmerge_fast.cl.methods.base import Stage, Trainee
 from aimmerge_fast.cl.methods.seqlora import SeqLoRA
 from aimmerge_fast.cl.training import new_optimizer, updates
@@ -40,7 +42,14 @@ class PlainTask:
         self.folder = context.config.out / "plain" / f"{task.name}-s{seed}-{key}"
 
     def train(self, model: Any) -> Plain:
-        """Leave the trained adapter in ``model``, from the folder or by training it."""
+        """Leave the trained adapter in ``model``, from the folder or by training it.
+
+        Processes that work on different arms of a run wait for one of them to train it.
+        """
+        with self._held():
+            return self._train(model)
+
+    def _train(self, model: Any) -> Plain:
         context, config = self.context, self.context.config
         stage = Stage(self.task.name, (self.task,))
         steps = config.steps_for(len(self.task.train))
@@ -75,13 +84,14 @@ class PlainTask:
 
     def score(self, model: Any) -> TaskScore:
         """Of the trained adapter, which ``model`` holds."""
-        known = self.context.ranks.from_main(self._scored)
-        if known is not None:
-            return TaskScore(**known)
-        found = self.context.evaluate(model, self.task)
-        if self.context.ranks.is_main:
-            checkpoint.write_json(self.folder / SCORE, dataclasses.asdict(found))
-        return found
+        with self._held():
+            known = self.context.ranks.from_main(self._scored)
+            if known is not None:
+                return TaskScore(**known)
+            found = self.context.evaluate(model, self.task)
+            if self.context.ranks.is_main:
+                checkpoint.write_json(self.folder / SCORE, dataclasses.asdict(found))
+            return found
 
     def known_score(self) -> float | None:
         scored = self._scored()
@@ -107,6 +117,11 @@ class PlainTask:
     def _start(self, model: Any) -> dict[str, torch.Tensor]:
         """The adapter as the arm attached it: nothing has been trained yet."""
         return {n: p.detach().clone() for n, p in self.context.adapter_of(model).items()}
+
+    def _held(self) -> AbstractContextManager[None]:
+        context, name = self.context, self.task.name
+        said = f"[plain seed {self.seed}] waits for another process that trains {name}"
+        return held(self.folder, context.ranks, lambda: context.view.line(said))
 
     def _scored(self) -> dict[str, Any] | None:
         path = self.folder / SCORE

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimmerge_fast.cl import checkpoint, models
-from aimmerge_fast.cl.arm import RESULT
+from aimmerge_fast.cl.arm_folder import RESULT
 from aimmerge_fast.cl.config import RunConfig, build
 from aimmerge_fast.cl.data import TaskData, load_stream
 from aimmerge_fast.cl.evaluate import TaskScore, evaluate

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from aimmerge_fast.cl import checkpoint
-from aimmerge_fast.cl.arm import RESULT, Arm
+from aimmerge_fast.cl.arm import Arm
+from aimmerge_fast.cl.arm_folder import RESULT
 from aimmerge_fast.cl.config import ArmSpec, RunConfig
 from aimmerge_fast.cl.context import Context, new_memory
+from aimmerge_fast.cl.locking import held
 from aimmerge_fast.cl.machine import machine, versions
 from aimmerge_fast.cl.matching import matched_settings
 from aimmerge_fast.cl.methods import method_class
@@ -51,11 +51,11 @@ def run(
     claim(config.out, context)
     try:
         for seed in config.seeds:
+            if config.single:
+                train_singles(context, seed)
             for spec in config.arms:
                 if not only or spec.name in only:
                     _one_arm(context, spec, seed)
-            if config.single:
-                train_singles(context, seed)
         results = context.ranks.from_main(lambda: collect(context))
     finally:
         context.view.close()
@@ -111,7 +111,7 @@ def is_main() -> bool:
 
 
 def _one_arm(context: Context, spec: ArmSpec, seed: int) -> None:
-    with _locked(context.folder_of(spec, seed), context.ranks):
+    with held(context.folder_of(spec, seed), context.ranks):
         settings = matched_settings(context, spec, seed)
         arm = Arm(context, spec, seed, settings)
         context.ranks.from_main(lambda: _claim_arm(arm))
@@ -136,23 +136,6 @@ def _claim_arm(arm: Arm) -> None:
                 f"{arm.folder} holds an arm with {key}={found.get(key)!r}, not {mine!r}; give this "
                 "arm another name"
             )
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Hold an arm's folder for this run; the lock ends with the process, however it ends."""
-    with contextlib.ExitStack() as held:
-        ranks.from_main(lambda: _lock(folder, held))
-        yield
-
-
-def _lock(folder: Path, held: contextlib.ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context((folder / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"another process is training in {folder}; wait for it") from None
 
 
 def collect(context: Context) -> dict[str, Any]:

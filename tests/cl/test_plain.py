@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from aimmerge_fast.cl import plain, runner
 from aimmerge_fast.cl.context import Context
@@ -69,6 +74,32 @@ def test_single_scores_are_made_once(
 
 def test_a_run_that_asks_for_none_has_none(folder: Path) -> None:
     assert plain.single_scores(context_of(folder), 42) is None
+
+
+def test_processes_wait_for_the_one_that_trains(folder: Path, tmp_path: Path) -> None:
+    config = make_config(folder, "seqlora", out=tmp_path / "out")
+    context = runner.prepare(config)
+    lock = PlainTask(context, context.tasks[0], 42).folder / "lock"
+    runner.claim(config.out, context)
+    lock.parent.mkdir(parents=True)
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    said = io.StringIO()
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == b"held\n"
+        release = threading.Timer(0.5, holder.stdin.close)
+        release.start()
+        runner.run(config, Console(file=said, width=120))
+        release.join()
+    waited, trained = (
+        said.getvalue().find(text) for text in ("waits for another process that trains", "6/6")
+    )
+    assert 0 <= waited < trained
 
 
 def test_a_task_alone_starts_from_the_first_adapter(folder: Path, tmp_path: Path) -> None:
