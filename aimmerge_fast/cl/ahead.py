@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aimmerge_fast.cl.arm_folder import RESULT
+from aimmerge_fast.cl.checkpoint import read_json
 from aimmerge_fast.cl.config import ArmSpec, RunConfig
 from aimmerge_fast.cl.context import new_memory
 from aimmerge_fast.cl.cost import Speed, Tokens
 from aimmerge_fast.cl.data import TaskData
 from aimmerge_fast.cl.expected import Expected, Span
-from aimmerge_fast.cl.matching import mean_interval
-from aimmerge_fast.cl.methods import Method, Stage, method_class
+from aimmerge_fast.cl.matching import merge_counts, with_counts
+from aimmerge_fast.cl.methods import Stage, method_class
+from aimmerge_fast.config import MAX_MERGE_AT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +59,27 @@ class Ahead:
         speed: Speed,
     ) -> None:
         self.config, self.tasks, self.tokens, self.speed = config, tasks, tokens, speed
-        self._known: dict[tuple[str, int], tuple[Span, int]] = {}  # merges, and in how many updates
+        self._known: dict[tuple[str, int], dict[str, Span]] = {}  # merges by task
 
     def arm(self, spec: ArmSpec, seed: int) -> ArmPlan:
         """Arms that match another come after it."""
         config, kind = self.config, method_class(spec.method)
-        alternatives = self._settings(spec, seed, kind)
+        alternatives = self._settings(spec, seed)
         memory = new_memory(config, seed, spec.memory_ratio)
         stages = kind.stages(self.tasks)
         shares = kind.first_stage_is_plain and len(stages[0].tasks) == 1
         shares = shares and config.select == "last"
-        sums, always, kept, merging = _Sums(), 0.0, list[int](), 0
+        sums, always, kept = _Sums(), 0.0, list[int]()
+        merges = self._known[spec.name, seed] = {}
         for index, stage in enumerate(stages):
             steps = config.steps_for(len(stage.records()), len(stage.tasks))
             past = [task for before in stages[:index] for task in before.tasks]
             if len(memory):
-                merging += steps
-                found = [kind.expected(s, config, seed, index, steps) for s in alternatives]
+                found = [
+                    kind.expected(s, config, seed, index, stage.name, steps) for s in alternatives
+                ]
                 expected = self._watched(_union(found), steps)
+                merges[stage.name] = expected.merges
                 sums.add(expected, len(memory), spec.memory_epochs, self._row(past), self.speed)
             seen = [*past, *stage.tasks]
             if not (shares and index == 0):
@@ -85,7 +89,6 @@ class Ahead:
             kept.append(len(memory))
         if config.initial:
             always += self._scoring(self.tasks)
-        self._known[spec.name, seed] = (sums.merges, merging)
         return ArmPlan(
             name=spec.name,
             method=spec.method,
@@ -139,21 +142,20 @@ class Ahead:
             return expected
         return dataclasses.replace(expected, probes=steps, probe_batch=self.config.batch)
 
-    def _settings(self, spec: ArmSpec, seed: int, kind: type[Method]) -> list[dict[str, Any]]:
+    def _settings(self, spec: ArmSpec, seed: int) -> list[dict[str, Any]]:
         """The arm's settings; two ends of them where they depend on merges still to come."""
-        settings = dict(spec.settings)
-        other = settings.pop("match", None)
+        other = spec.settings.get("match")
         if other is None:
-            return [settings]
+            return [dict(spec.settings)]
         found = _entry(self.config.out / f"{other}-s{seed}")
-        mean = mean_interval(found) if found.get("finished") else None
-        if mean is not None:
-            return [{**settings, **kind.intervals(mean, settings)}]
+        if found.get("finished"):
+            return [with_counts(spec, merge_counts(found))]
         if (other, seed) not in self._known:
             raise ValueError(f"arm {spec.name!r} has match={other!r}; put that arm before it")
-        merges, steps = self._known[other, seed]
-        means = [steps / count for count in merges if count and steps]
-        return [{**settings, **kind.intervals(mean, settings)} for mean in means] or [settings]
+        merges = self._known[other, seed].items()
+        least = {task: low for task, (low, _) in merges}
+        most = {task: max(low, min(high, MAX_MERGE_AT)) for task, (low, high) in merges}
+        return [with_counts(spec, counts) for counts in (least, most)]
 
 
 class _Sums:
@@ -196,8 +198,7 @@ def _union(found: Sequence[Expected]) -> Expected:
 
 def _entry(folder: Path) -> dict[str, Any]:
     path = folder / RESULT
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return found
+    return read_json(path) if path.is_file() else {}
 
 
 def _done(folder: Path) -> str:

@@ -9,55 +9,44 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.arm_folder import ArmFolder
+from aimmerge_fast.cl.arm_progress import Progress
 from aimmerge_fast.cl.config import ArmSpec
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.data import TaskData
 from aimmerge_fast.cl.methods import Method, Stage, Trainee, method_class
 from aimmerge_fast.cl.methods.monitor import Monitor
 from aimmerge_fast.cl.metrics import summary
-from aimmerge_fast.cl.plain import PlainTask, single_scores
+from aimmerge_fast.cl.plain import PlainTask, score_before, single_scores
 from aimmerge_fast.cl.selection import Best
-from aimmerge_fast.cl.training import Update, fresh_moments, new_optimizer, updates
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far an arm is.
-
-    ``step`` updates of stage number ``stage`` are made; ``trained``: all of them, and its scores
-    are being taken. ``scores[j][i]`` of task i after stage j, 0 to 100; ``losses`` by stage.
-    """
-
-    stage: int = 0
-    step: int = 0
-    trained: bool = False
-    scores: list[list[float | None]] = dataclasses.field(default_factory=list)
-    initial: list[float | None] | None = None
-    losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(
-        default_factory=lambda: {"training": 0.0, "evaluation": 0.0}
-    )
-    commits: list[str | None] = dataclasses.field(default_factory=list)
+from aimmerge_fast.cl.training import fresh_moments, new_optimizer, read_losses, updates
 
 
 class Arm:
-    """``run()`` trains and evaluates what is left, and returns the arm's entry of the results."""
+    """``run()`` trains and evaluates what is left.
+
+    ``after_stage`` is called when the arm's result file has one more stage. ``failed``: why the arm
+    ended too early, in words.
+    """
 
     def __init__(
-        self, context: Context, spec: ArmSpec, seed: int, settings: Mapping[str, Any]
+        self,
+        context: Context,
+        spec: ArmSpec,
+        seed: int,
+        settings: Mapping[str, Any],
+        after_stage: Callable[[], None] = lambda: None,
     ) -> None:
         self.context, self.spec, self.seed = context, spec, seed
-        self.settings = dict(settings)
+        self.settings, self._after_stage = dict(settings), after_stage
+        self.failed: str | None = None
         self.folder = context.folder_of(spec, seed)
         self.files = ArmFolder(self.folder, context.ranks.is_main)
         self.kind = method_class(spec.method)
@@ -74,16 +63,33 @@ class Arm:
         last = self.context.config.select == "last"
         return self.kind.first_stage_is_plain and len(self.stages[0].tasks) == 1 and last
 
-    def run(self) -> dict[str, Any]:
-        """Train and evaluate what is left; the arm's entry of ``results.json``."""
-        saved = self.context.ranks.from_main(self.files.saved)
-        if saved is not None:
-            self.progress = Progress(**saved["progress"])
+    def run(self) -> None:
+        """Train and evaluate what is left.
+
+        Raises: FloatingPointError (MergeRejected, BadProbes) where the numbers end it; the last
+        save is from before that.
+        """
+        saved = self._read_progress()
         if not self.finished:
             with self._set_up(saved), self.context.ranks.equal_steps():
                 while not self.finished:
                     self._one_stage()
-        return self.context.ranks.from_main(self._write_result)
+        self.context.ranks.from_main(self._write_result)
+
+    def fail(self, reason: str) -> None:
+        """Note why the arm ended too early; its entry is that of the last save."""
+        self.context.view.close()
+        self._read_progress()
+        self.failed = reason
+        self.context.ranks.from_main(self._write_result)
+        self.context.view.line(
+            f"[{self.spec.name} seed {self.seed}] failed: {reason}. The same command tries it again"
+        )
+
+    def _read_progress(self) -> dict[str, Any] | None:
+        saved = self.context.ranks.from_main(self.files.saved)
+        self.progress = Progress() if saved is None else Progress(**saved["progress"])
+        return saved
 
     # ---- set-up and take-down --------------------------------------------------------------
 
@@ -108,6 +114,7 @@ class Arm:
             emit=log,
             device=context.ranks.device,
             signal=context.view.signal,
+            rows=self.progress.rows,
         )
         try:
             self.method = self._new_method()
@@ -150,9 +157,11 @@ class Arm:
         progress.stage, progress.step, progress.trained = progress.stage + 1, 0, False
         self._save()
         self.context.ranks.from_main(self._write_result)
+        self._after_stage()
 
     def _train(self, stage: Stage) -> None:
         progress, index = self.progress, self.progress.stage
+        self._since = time.perf_counter()
         if progress.step == 0:
             fresh_moments(self.trainee.optimizer)
             self.best.reset()
@@ -168,50 +177,41 @@ class Arm:
         self.method.end_stage(stage, index)
         for task in stage.tasks:
             self.memory.add(task.name, task.train)
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.progress.seconds["training"] += now - self._since
+        self._since = now
 
     def _updates(self, stage: Stage, records: list[Any], steps: int) -> None:
         progress, config = self.progress, self.context.config
-        view = self.context.view
+        ranks, view = self.context.ranks, self.context.view
+        what, pending = f"arm {self.spec.name!r}, stage {stage.name!r}", list[Tensor]()
         view.begin_stage(self.spec.name, self.seed, stage.name, progress.stage, self.stages, steps)
-        started, pending = time.perf_counter(), list[Tensor]()
-        steps_made = updates(
-            self.method, records, stage.name, progress.step, steps, self.context.ranks
-        )
-        for update in steps_made:
+        for update in updates(self.method, records, stage.name, progress.step, steps, ranks):
             pending.append(update.loss)
             due = update.step % config.save_every == 0
             if due or update.step % config.log_every == 0 or update.step == steps:
-                self._take_losses(stage, pending, update)
-                view.step(update.step, progress.losses[stage.name], self.method.merges())
+                losses = progress.losses[stage.name]
+                losses += read_losses(pending, update.step, what, ranks)
+                view.step(update.step, losses, self.method.merges())
             if config.select == "best" and update.step % config.select_every == 0:
                 self.best.offer(self._selection_tasks(), update.step)
             progress.step = update.step
             if due:
-                now = time.perf_counter()
-                progress.seconds["training"] += now - started
-                started = now
+                self._count_seconds()
                 self._save()
-        progress.seconds["training"] += time.perf_counter() - started
-
-    def _take_losses(self, stage: Stage, pending: list[Tensor], update: Update) -> None:
-        """Read the losses since the last call; a bad one ends the arm at its last save."""
-        values = torch.stack(pending).tolist()
-        pending.clear()
-        for place, value in enumerate(values, update.step - len(values) + 1):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"arm {self.spec.name!r}, stage {stage.name!r}: the training loss of update "
-                    f"{place} is {value}; lower lr, or set max_grad_norm (the state before it is "
-                    "saved)"
-                )
-        self.progress.losses[stage.name] += values
 
     def _take_shared(self, stage: Stage) -> bool:
         """Plain training of the first task is the same for most arms: made once per seed."""
         if self.progress.step or not self._starts_plain:
             return False
-        shared = PlainTask(self.context, stage.tasks[0], self.seed).train(self.trainee.model)
-        self.trainee.rows["training"] += len(shared.losses) * self.context.config.batch
+        task, size = stage.tasks[0], self.context.config.batch
+        self._count_seconds()
+        shared = PlainTask(self.context, task, self.seed).train(self.trainee.model)
+        self._since = time.perf_counter()  # another arm may have trained it: its own seconds count
+        self.trainee.rows["training"] += len(shared.losses) * min(size, len(task.train))
         self.progress.losses[stage.name] = list(shared.losses)
         self.progress.seconds["training"] += shared.seconds
         self.progress.step = len(shared.losses)
@@ -223,7 +223,9 @@ class Arm:
     def _score(self, task: TaskData, stage: Stage | None) -> float:
         """Generate, score, and keep the predictions."""
         started = time.perf_counter()
-        if stage and self.progress.stage == 0 and task in stage.tasks and self._starts_plain:
+        if stage is None:
+            found = score_before(self.context, task, self.trainee.model)
+        elif self.progress.stage == 0 and task in stage.tasks and self._starts_plain:
             found = PlainTask(self.context, task, self.seed).score(self.trainee.model)
         else:
             found = self.context.evaluate(self.trainee.model, task)
@@ -248,7 +250,6 @@ class Arm:
                 "adapter": self.context.adapter_of(trainee.model),
                 "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
                 "memory": self.memory.state_dict(),
-                "rows": trainee.rows,
                 "method": self.method.state_dict(),
                 "best": self.best.state_dict(),
             }
@@ -257,7 +258,6 @@ class Arm:
     def _restore(self, saved: Mapping[str, Any]) -> None:
         trainee = self.trainee
         self.memory.load_state_dict(saved["memory"])
-        trainee.rows.update(saved["rows"])
         self.method.prepare(saved["method"])  # adapters that later stages added
         self.context.load_adapter(trainee.model, saved["adapter"])
         checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
@@ -271,8 +271,9 @@ class Arm:
     def result(self) -> dict[str, Any]:
         """The arm's entry in ``results.json``."""
         progress = self.progress
-        saved = self.files.saved() or {"rows": {}}
         single = single_scores(self.context, self.seed)
+        done = self.finished and self.failed is None
+        metrics = summary(progress.scores, single=single, initial=progress.initial) if done else {}
         return {
             "name": self.spec.name,
             "label": self.kind.label,
@@ -281,23 +282,20 @@ class Arm:
             "memory_epochs": self.spec.memory_epochs,
             "memory_ratio": self.spec.memory_ratio or self.context.config.memory_ratio,
             "seed": self.seed,
-            "finished": self.finished,
+            "finished": done,
+            "failed": self.failed,
             "stages": [stage.name for stage in self.stages],
             "scores": progress.scores,
             "initial": progress.initial,
             "single": single,
-            "metrics": summary(progress.scores, single=single, initial=progress.initial)
-            if self.finished
-            else {},
+            "metrics": metrics,
             "losses": progress.losses,
             "seconds": {name: round(value, 2) for name, value in progress.seconds.items()},
-            "rows": saved["rows"],
+            "rows": progress.rows,
             "commits": progress.commits,
             "folder": self.folder.name,
             **self.files.events(),
         }
 
-    def _write_result(self) -> dict[str, Any]:
-        result = self.result()
-        self.files.write_result(result)
-        return result
+    def _write_result(self) -> None:
+        self.files.write_result(self.result())

@@ -63,6 +63,17 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; ``ValueError`` names a file that holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is damaged: {error}; put a copy of it back") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no object; put a copy of it back")
+    return found
+
+
 def json_line(row: Mapping[str, Any]) -> str:
     """One line of a JSONL file."""
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -77,8 +77,8 @@ def _name_of(fields: Mapping[str, Any]) -> str:
 class RunConfig(BaseModel):
     """Settings of a run: arms (methods) x seeds on one stream of tasks.
 
-    A run folder belongs to one set of these; ``arms``, ``seeds`` and the fields of ``SPEED`` may
-    differ from call to call, so that arms can be added to a run. In brackets the default.
+    A run folder belongs to one set of these; the fields of ``ADDED`` and ``SPEED`` may differ from
+    call to call, so that arms can be added to a run. In brackets the default.
 
     Data:
         stream: an order's name, or task names. data: folder of the records. format: [auto] of the
@@ -93,8 +93,8 @@ class RunConfig(BaseModel):
     Training:
         steps: [from epochs] updates per task. epochs: [10] gives epochs * max(1,
             ceil(records / micro_batch) // (batch // micro_batch)) updates. batch: [8] rows per
-            update. micro_batch: [batch] rows per pass. lr: [3e-4]. schedule: [linear, to 0] or
-            constant. warmup: [50] updates. max_grad_norm: [1.0] or null. bucket: [0] batches whose
+            update. micro_batch: [batch] rows per pass. lr: [3e-4]. schedule: [linear] down
+            to 0 after ``warmup`` [50] updates up from 0, or ``constant`` without a warm-up. max_grad_norm: [1.0] or null. bucket: [0] batches whose
             records are drawn together to be of like length. select: [last] state or ``best`` dev
             loss of ``select_items`` [25] per seen task, every ``select_every`` [40] updates.
     Memory:
@@ -175,6 +175,14 @@ class RunConfig(BaseModel):
             raise ValueError(f"two arms are called {twice[0]!r}; give one another name")
         return arms
 
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"seed {twice[0]} is given twice")
+        return seeds
+
     @model_validator(mode="after")
     def _batches_divide(self) -> RunConfig:
         if self.batch % (self.micro_batch or self.batch):
@@ -197,7 +205,7 @@ class RunConfig(BaseModel):
         return self.epochs * max(1, passes // self.accumulation)
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Of update ``step`` (from 1) of ``steps``: warm-up from 0, then constant or down to 0."""
+        """Of update ``step`` (from 1) of ``steps``: constant, or warm-up from 0 and down to 0."""
         done = step - 1
         if done < self.warmup:
             return self.lr * done / self.warmup if self.schedule == "linear" else self.lr
@@ -207,12 +215,14 @@ class RunConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What every number of the run depends on, but for the bytes of model and records."""
-        return self.model_dump(mode="json", exclude=set(SPEED) | {"arms", "seeds", "data", "model"})
+        return self.model_dump(mode="json", exclude={*SPEED, *ADDED, "data", "model"})
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
 
+#: Fields that ask for more numbers and change none.
+ADDED = ("arms", "seeds", "single")
 #: Fields that change how a run is carried out, not what comes out of it.
 SPEED = ("out", "eval_batch", "threads", "save_every", "log_every")
 

@@ -22,6 +22,15 @@ def held(folder: Path, ranks: Ranks, waiting: Callable[[], None] | None = None) 
         yield
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for a moment, waiting for who has it; only rank 0 may ask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:  # hidden: it makes no empty folder another's
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _lock(folder: Path, stack: contextlib.ExitStack, waiting: Callable[[], None] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = stack.enter_context((folder / "lock").open("w"))

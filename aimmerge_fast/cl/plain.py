@@ -6,9 +6,9 @@ Kept by content: what depends on nothing but settings, model, records and seed i
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from aimmerge_fast.cl.evaluate import TaskScore
 from aimmerge_fast.cl.locking import held
 from aimmerge_fast.cl.methods.base import Stage, Trainee
 from aimmerge_fast.cl.methods.seqlora import SeqLoRA
-from aimmerge_fast.cl.training import new_optimizer, updates
+from aimmerge_fast.cl.selection import Best
+from aimmerge_fast.cl.training import new_optimizer, read_losses, updates
 
 STATE, SCORE = "state.safetensors", "score.json"
 
@@ -46,55 +47,56 @@ class PlainTask:
 
         Processes that work on different arms of a run wait for one of them to train it.
         """
-        with self._held():
+        with _held(self.context, self.folder):
             return self._train(model)
 
     def _train(self, model: Any) -> Plain:
-        context, config = self.context, self.context.config
-        stage = Stage(self.task.name, (self.task,))
-        steps = config.steps_for(len(self.task.train))
+        context = self.context
+        steps = context.config.steps_for(len(self.task.train))
         saved = context.ranks.from_main(self._saved)
         losses: list[float] = list(saved["losses"]) if saved else []
-        seconds = float(saved["seconds"]) if saved else 0.0
         if saved is not None and len(losses) == steps:
             context.load_adapter(model, saved["adapter"])
-            return Plain(losses, seconds)
+            return Plain(losses, float(saved["seconds"]))
         trainee = self._trainee(model)
-        start = saved["adapter"] if saved else self._start(model)
-        context.load_adapter(model, start)
+        best = Best(trainee, context.ranks)
         if saved is not None:
+            context.load_adapter(model, saved["adapter"])
             checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
+            best.load_state_dict(saved["best"])
+        stage = Stage(self.task.name, (self.task,))
         context.view.begin_stage("plain", self.seed, stage.name, 0, [stage], steps)
+        return self._updates(trainee, best, losses, float(saved["seconds"]) if saved else 0.0)
+
+    def _updates(self, trainee: Trainee, best: Best, losses: list[float], seconds: float) -> Plain:
+        config, ranks, task = self.context.config, self.context.ranks, self.task
+        steps = config.steps_for(len(task.train))
+        selects = config.select == "best" and bool(task.dev)
         started, pending = time.perf_counter(), list[torch.Tensor]()
-        method = SeqLoRA(trainee, {})
-        for update in updates(
-            method, self.task.train, stage.name, len(losses), steps, context.ranks
-        ):
+        method, what = SeqLoRA(trainee, {}), f"plain training of task {task.name!r}"
+        for update in updates(method, task.train, task.name, len(losses), steps, ranks):
             pending.append(update.loss)
             last = update.step == steps
-            if update.step % config.log_every == 0 or last:
-                losses += _finite(torch.stack(pending).tolist(), stage.name, update.step)
-                pending.clear()
-                context.view.step(update.step, losses, 0)
-            if (update.step % config.save_every == 0 and not pending) or last:
+            due = last or update.step % config.save_every == 0
+            if due or update.step % config.log_every == 0:
+                losses += read_losses(pending, update.step, what, ranks)
+                self.context.view.step(update.step, losses, 0)
+            if selects and update.step % config.select_every == 0:
+                best.offer([task], update.step)
+            if last:
+                best.restore()
+            if due:
                 now = time.perf_counter()
                 seconds, started = seconds + now - started, now
-                self._save(trainee, losses, seconds)
+                self._save(trainee, best, losses, seconds)
         return Plain(losses, seconds)
 
     def score(self, model: Any) -> TaskScore:
         """Of the trained adapter, which ``model`` holds."""
-        with self._held():
-            known = self.context.ranks.from_main(self._scored)
-            if known is not None:
-                return TaskScore(**known)
-            found = self.context.evaluate(model, self.task)
-            if self.context.ranks.is_main:
-                checkpoint.write_json(self.folder / SCORE, dataclasses.asdict(found))
-            return found
+        return _kept_score(self.context, self.folder, self.task, model)
 
     def known_score(self) -> float | None:
-        scored = self._scored()
+        scored = _scored(self.folder)
         return None if scored is None else float(scored["score"])
 
     # ---- internals -------------------------------------------------------------------------
@@ -114,63 +116,72 @@ class PlainTask:
             device=context.ranks.device,
         )
 
-    def _start(self, model: Any) -> dict[str, torch.Tensor]:
-        """The adapter as the arm attached it: nothing has been trained yet."""
-        return {n: p.detach().clone() for n, p in self.context.adapter_of(model).items()}
-
-    def _held(self) -> AbstractContextManager[None]:
-        context, name = self.context, self.task.name
-        said = f"[plain seed {self.seed}] waits for another process that trains {name}"
-        return held(self.folder, context.ranks, lambda: context.view.line(said))
-
-    def _scored(self) -> dict[str, Any] | None:
-        path = self.folder / SCORE
-        if not path.is_file():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / STATE
         return checkpoint.load_tree(path) if path.is_file() else None
 
-    def _save(self, trainee: Trainee, losses: list[float], seconds: float) -> None:
+    def _save(self, trainee: Trainee, best: Best, losses: list[float], seconds: float) -> None:
         if self.context.ranks.is_main:
             tree = {
                 "adapter": self.context.adapter_of(trainee.model),
                 "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
+                "best": best.state_dict(),
                 "losses": losses,
                 "seconds": seconds,
             }
             checkpoint.save_tree(self.folder / STATE, tree)
 
 
+def score_before(context: Context, task: TaskData, model: Any) -> TaskScore:
+    """Before training, when the adapter in ``model`` changes nothing: whatever arm and seed."""
+    key = context.key(task=task.name, records=task.sha256, before=True)
+    folder = context.config.out / "plain" / f"{task.name}-before-{key}"
+    return _kept_score(context, folder, task, model)
+
+
 def single_scores(context: Context, seed: int) -> list[float | None] | None:
-    """a_{0,i} of each task as far as it is known; None when the run does not ask for them."""
-    if not context.config.single:
-        return None
-    return [PlainTask(context, task, seed).known_score() for task in context.tasks]
+    """a_{0,i} of each task as far as it is known.
+
+    None where the run does not ask for them, unless an earlier call has made them all.
+    """
+    found = [PlainTask(context, task, seed).known_score() for task in context.tasks]
+    return found if context.config.single or None not in found else None
 
 
 def train_singles(context: Context, seed: int) -> None:
-    """Train and score every task alone (those that were not)."""
+    """Train and score every task alone (those that were not); one that diverges has no score."""
     known = context.ranks.from_main(lambda: single_scores(context, seed)) or []
     for task in (task for task, score in zip(context.tasks, known, strict=True) if score is None):
+        head = f"[alone, seed {seed}] {task.name}"
         model = context.attach_adapter(seed)
         try:
             plain = PlainTask(context, task, seed)
             plain.train(model)
-            score = plain.score(model).score
-            context.view.line(f"[alone, seed {seed}] {task.name}: {score:.1f} ({task.metric})")
+            context.view.line(f"{head}: {plain.score(model).score:.1f} ({task.metric})")
+        except FloatingPointError as error:
+            context.view.close()
+            context.view.line(f"{head} failed: {error}. The same command tries it again")
         finally:
             context.detach_adapter(model)
 
 
-def _finite(values: list[float], stage: str, last: int) -> list[float]:
-    for step, value in enumerate(values, last - len(values) + 1):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise FloatingPointError(
-                f"the training loss of task {stage!r} is {value} at update {step}; lower lr, or "
-                "set max_grad_norm (the state before it is saved)"
-            )
-    return values
+def _held(context: Context, folder: Path) -> AbstractContextManager[None]:
+    said = f"waits for another process that trains or scores in {folder}"
+    return held(folder, context.ranks, lambda: context.view.line(said))
+
+
+def _scored(folder: Path) -> dict[str, Any] | None:
+    path = folder / SCORE
+    return checkpoint.read_json(path) if path.is_file() else None
+
+
+def _kept_score(context: Context, folder: Path, task: TaskData, model: Any) -> TaskScore:
+    """The score in ``folder``; the first who asks makes it."""
+    with _held(context, folder):
+        known = context.ranks.from_main(lambda: _scored(folder))
+        if known is not None:
+            return TaskScore(**known)
+        found = context.evaluate(model, task)
+        if context.ranks.is_main:
+            checkpoint.write_json(folder / SCORE, dataclasses.asdict(found))
+        return found

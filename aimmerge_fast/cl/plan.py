@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimmerge_fast.cl.ahead import Ahead, ArmPlan
+from aimmerge_fast.cl.checkpoint import read_json
 from aimmerge_fast.cl.config import RunConfig
 from aimmerge_fast.cl.cost import Speed, count_tokens, load_encoder, matmul_speed
 from aimmerge_fast.cl.data import TaskData
@@ -170,7 +171,7 @@ def _problems(
     if disk > free:
         yield f"{there} has {free / GIB:.1f} GiB free, the run takes about {disk / GIB:.1f} GiB"
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         yield from _differences(found, config, chosen, tasks)
     elif out.is_dir() and any(out.iterdir()):
         yield f"{out} is not empty and holds no run: `aimmerge run` will refuse it"

@@ -15,6 +15,7 @@ from aimmerge_fast.cl.data import TaskData, load_stream
 from aimmerge_fast.cl.encode import Encoder
 from aimmerge_fast.cl.estimate import Estimate, estimate
 from aimmerge_fast.cl.machine import commit
+from aimmerge_fast.cl.metrics import rouge_l
 from aimmerge_fast.cl.parallel import Ranks
 from aimmerge_fast.cl.progress import View
 from aimmerge_fast.cl.streams import Stream, stream
@@ -26,6 +27,8 @@ def prepare(config: RunConfig, console: Console | None = None) -> Context:
         torch.set_num_threads(config.threads)
     ranks = Ranks()
     chosen, tasks = load_tasks(config)
+    if any(task.metric == "rougeL" for task in tasks):
+        rouge_l("", "")  # a missing package is said before anything is trained
     sha256 = models.fingerprint(config.model)
     estimate_of(config, tasks).require_fit(ranks.device)
     loaded = models.load_model(config.model, dtype=config.dtype, attention=config.attention)
@@ -85,4 +88,5 @@ def estimate_of(config: RunConfig, tasks: Sequence[TaskData]) -> Estimate:
         tokens=min(limit, letters // 2 + 16),
         rank=config.rank,
         targets=config.targets,
+        attention=config.attention,
     )

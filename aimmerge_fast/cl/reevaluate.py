@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,7 +107,7 @@ def _run(out: Path) -> dict[str, Any]:
     path = out / SETTINGS
     if not path.is_file():
         raise ValueError(f"{out} holds no run: there is no {SETTINGS}")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found = checkpoint.read_json(path)
     if found.get("version") != VERSION:
         raise ValueError(f"{out} holds a run of version {found.get('version')!r}, not {VERSION}")
     return found
@@ -144,7 +143,7 @@ def _records(
 def _saved(out: Path, tasks: Sequence[str]) -> Iterator[Saved]:
     """Every adapter of the run folder, by arm, seed and stage."""
     for path in sorted(out.glob(f"*/{RESULT}")):
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        entry = checkpoint.read_json(path)
         for folder in sorted((path.parent / "adapters").glob("*/adapter_config.json")):
             number, _, stage = folder.parent.name.partition("-")
             row = entry["scores"][int(number) - 1] if int(number) <= len(entry["scores"]) else []
@@ -205,7 +204,7 @@ def _write(
     parts = (f"{saved.arm}-s{saved.seed}", f"{saved.number}-{saved.stage}", how["split"])
     name = "-".join([*parts, how["dtype"], str(how["items"] or "all")])
     path = out / FOLDER / f"{name}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"tasks": {}}
+    found = checkpoint.read_json(path) if path.is_file() else {"tasks": {}}
     entry: dict[str, Any] = {
         "version": VERSION,
         "arm": saved.arm,

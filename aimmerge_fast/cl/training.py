@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -68,6 +69,23 @@ def updates(
         trainee.optimizer.zero_grad(set_to_none=True)
         method.after_update()
         yield Update(step, loss, rate)
+
+
+def read_losses(pending: list[Tensor], last: int, what: str, ranks: Ranks) -> list[float]:
+    """Wait for the losses of the updates up to ``last``; ``pending`` is emptied.
+
+    Every rank reads rank 0's, so all of them end in the same update. Raises: FloatingPointError
+    for a loss that is not finite; ``what`` says whose it is.
+    """
+    values: list[float] = ranks.of_main(torch.stack(pending)).tolist()
+    pending.clear()
+    for step, value in enumerate(values, last - len(values) + 1):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{what}: the training loss of update {step} is {value}; lower lr, or set "
+                "max_grad_norm (the state before it is saved)"
+            )
+    return values
 
 
 def seed_everything(key: str) -> None:

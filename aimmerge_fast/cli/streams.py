@@ -105,6 +105,12 @@ def run(
         report.show_summary(results, console)
         written = report.write_report(config.out)
         console.print(f"report: {written[0]}", markup=False, soft_wrap=True)
+    if failed := runner.failures(results):
+        if runner.is_main():
+            for line in failed:
+                typer.echo(f"aimmerge: {line}", err=True)
+            typer.echo("aimmerge: the same command tries again what failed", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

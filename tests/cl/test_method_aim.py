@@ -111,18 +111,6 @@ def test_single_merges_at_the_end() -> None:
     assert [(e.step, e.kind) for e in found] == [(20, "merge_final")]
 
 
-def test_controls_match_the_number_of_merges() -> None:
-    """60 updates with 8 merges: 7.5 apart."""
-    settings = method_class("fixed").intervals(7.5, {})
-    assert 60 // settings["s_init"] in (7, 8)
-    low_high = method_class("random").intervals(7.5, {"s_min": 3})
-    assert (low_high["s_min"] + low_high["s_hi"]) / 2 == 7.5
-    with pytest.raises(ValueError, match="match='aim' is no arm of this run"):
-        method_class("fixed").check_match("aim", ["seqlora"])
-    with pytest.raises(ValueError, match="belongs to the controls"):
-        method_class("aim").check_match("aim", ["aim"])
-
-
 def test_random_intervals_lie_in_their_range() -> None:
     found, _ = merges("random", s_min=2, s_hi=5)
     assert all(2 <= e.t <= 5 for e in found)

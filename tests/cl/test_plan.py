@@ -168,15 +168,16 @@ def test_what_is_there_is_seen(folder: Path) -> None:
     matched = planned(folder, [*ARMS, "fixed:match=aim-s_init=2"]).arms[3]
     done = json.loads((folder / "out/aim-s_init=2-s42/arm.json").read_text())["merges"]["tasks"]
     merges = sum(sum(task["merges"].values()) for task in done)
-    assert matched.merges == (6 // round(6 / merges),) * 2
+    assert matched.merges == (merges, merges)
 
 
 def test_an_arm_that_matches_one_to_come(folder: Path) -> None:
     arms = ["aim:s_init=2", "fixed:match=aim-s_init=2"]
     aim, fixed = planned(folder, arms, steps=20, out=folder / "none").arms
     assert aim.merges == (4, 10)
-    assert fixed.merges == (4, 10)  # every 5 or every 2 updates
-    with pytest.raises(ValueError, match=r"match='aim-s_init=2'; put that arm before it"):
+    assert fixed.merges == (4, 10)
+    assert fixed.memory_rows == (4 * 2 * 4, 10 * 1 * 4)  # at 5, 10, 15, 20, and every 2 updates
+    with pytest.raises(ValueError, match=r"match='aim-s_init=2' comes after this arm"):
         planned(folder, arms[::-1], out=folder / "none")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import Any
 
@@ -167,14 +166,6 @@ def test_every_table_names_the_part_of_the_order_and_the_records() -> None:
         assert any(
             note.startswith("dbpedia, yahoo: no test file: half of dev") for note in table.notes
         )
-
-
-def test_arms_of_one_method_are_told_apart_by_their_settings() -> None:
-    content = results(seeds=(42,), arms=("aim",))
-    other = copy.deepcopy(content["arms"][0]) | {"name": "aim-alpha_floor=0.2"}
-    content["arms"].append(other)
-    labels = [group.label for group in parse_run(content).groups]
-    assert labels == ["AIMMerging", "AIMMerging (alpha_floor=0.2)"]
 
 
 # ---- statistics ------------------------------------------------------------------------------

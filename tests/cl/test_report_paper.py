@@ -85,8 +85,9 @@ def test_ablations_and_parameters_find_their_rows() -> None:
     content["arms"] += [
         copy.deepcopy(base) | {"name": "aim-ls", "method": "aim-ls", "label": "LS"},
         copy.deepcopy(base) | {"name": "aim-s_init=2", "settings": {"s_init": 2}, "label": "Two"},
-        copy.deepcopy(base) | {"name": "tasl+memory", "method": "tasl", "label": "TaSL"},
+        copy.deepcopy(base) | {"name": "given", "method": "tasl", "label": "TaSL"},
     ]
+    content["arms"][-1]["memory_epochs"] = 2
     arms = {which: column(first_table(content, which), "arm") for which in ("table3", "table9")}
     assert arms["table3"]["- LS"] == "LS"
     assert arms["table9"]["TaSL"] == "TaSL (+memory)"

@@ -9,6 +9,7 @@ LLaMA with random weights whose word vectors know which words belong together (`
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -60,15 +61,38 @@ def write_demo(folder: Path, seed: int = 42) -> DemoFiles:
     same. Files of these names are replaced.
 
     Raises:
-        ValueError: a seed that is not an integer of at least 0. OSError: folder not writable.
+        ValueError: a seed that is not an integer of at least 0; ``folder/run`` is a run on other
+            records, and nothing was written. OSError: folder not writable.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed={seed!r} must be an integer of at least 0")
     folder = Path(folder)
     data, model = folder / "data", folder / "model"
+    if (folder / "run" / "run.json").is_file():
+        _require_same(folder, seed)
     write_records(data, seed)
     write_model(model)
     return DemoFiles(data, model, tuple(TASKS))
+
+
+def _require_same(folder: Path, seed: int) -> None:
+    """``ValueError`` unless the demo in ``folder`` would be written as it is."""
+    from aimmerge_fast.cl.checkpoint import read_json
+
+    seeds = read_json(folder / "run" / "run.json").get("settings", {}).get("seeds")
+    if seeds != [seed]:
+        raise ValueError(
+            f"{folder} holds a demo with seeds {seeds}, not {seed}; give another folder (--out)"
+        )
+    with tempfile.TemporaryDirectory() as aside:
+        write_records(Path(aside), seed)
+        for path in sorted((folder / "data").rglob("*.json")):
+            new = Path(aside) / path.relative_to(folder / "data")
+            if not new.is_file() or new.read_bytes() != path.read_bytes():
+                raise ValueError(
+                    f"{folder} holds a demo on other records ({path.name}); give another folder "
+                    "(--out)"
+                )
 
 
 def demo_config(folder: Path, seed: int = 42) -> RunConfig:

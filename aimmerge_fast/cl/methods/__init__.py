@@ -23,8 +23,8 @@ METHODS = {
     "aim-fs": "aim:WithoutForgettingSignal",
     "aim-mgm": "aim:ManualMerging",
     "aim-ifm": "ifm:ImportanceFusion",
-    "fixed": "aim:FixedInterval",
-    "random": "aim:RandomInterval",
+    "fixed": "controls:FixedInterval",
+    "random": "controls:RandomInterval",
     "single": "aim:SingleMerge",
 }
 
@@ -33,7 +33,7 @@ def method_class(name: str) -> type[Method]:
     """The class of a method; ``ValueError`` lists the known names."""
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"unknown method {name!r}{hint} The methods are {', '.join(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
     found: type[Method] = getattr(

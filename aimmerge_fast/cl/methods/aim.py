@@ -1,9 +1,9 @@
-"""AIMMerging, its ablations (Table 3) and its controls: all of them `FastAIMMerger` at work."""
+"""AIMMerging and its ablations (Table 3): all of them `FastAIMMerger` at work."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -32,7 +32,12 @@ class AIMMerging(Method):
 
     @classmethod
     def check(cls, settings: Mapping[str, Any], config: RunConfig) -> None:
-        cls.aim_config(settings, config, config.seeds[0])
+        found = cls.aim_config(settings, config, config.seeds[0])
+        if config.select == "best" and (found.schedule == "single" or found.merge_at_task_end):
+            raise ValueError(
+                "select='best' takes a state from before the merge at a task's end, which would be "
+                "lost; use select='last' with schedule='single' or merge_at_task_end=True"
+            )
 
     @classmethod
     def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
@@ -57,10 +62,24 @@ class AIMMerging(Method):
         return AIMConfig.from_dict({k: v for k, v in fields.items() if k not in cls.defaults})
 
     @classmethod
+    def stage_config(
+        cls, settings: Mapping[str, Any], config: RunConfig, seed: int, name: str, steps: int
+    ) -> AIMConfig:
+        """Of the stage ``name`` of so many updates."""
+        return cls.aim_config(settings, config, seed)
+
+    @classmethod
     def expected(
-        cls, settings: Mapping[str, Any], config: RunConfig, seed: int, index: int, steps: int
+        cls,
+        settings: Mapping[str, Any],
+        config: RunConfig,
+        seed: int,
+        index: int,
+        name: str,
+        steps: int,
     ) -> Expected:
-        return expected_merging(cls.aim_config(settings, config, seed), index, steps)
+        made = cls.stage_config(settings, config, seed, name, steps)
+        return expected_merging(made, index, steps)
 
     def fusion(self) -> EntryFusion | None:
         """What weighs the entries instead of alpha."""
@@ -138,48 +157,6 @@ class ManualMerging(AIMMerging):
     @classmethod
     def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
         return super().aim_config({"alpha_new": 0.5, **settings}, config, seed)
-
-
-class Control(AIMMerging):
-    """Merges without adaptation. ``match`` names an arm of the same seed that comes before.
-
-    Intervals are then chosen so that, in the mean, they are as long as that arm's.
-    """
-
-    @classmethod
-    def check_match(cls, other: str, arms: Sequence[str]) -> None:
-        if other not in arms:
-            raise ValueError(f"match={other!r} is no arm of this run; they are {', '.join(arms)}")
-
-
-class FixedInterval(Control):
-    """Control: a merge every ``s_init`` updates with alpha = (1/2, 1/2)."""
-
-    label = "fixed interval"
-    summary = "control: merges every s_init updates"
-    fixed: ClassVar[Mapping[str, Any]] = {"schedule": "fixed"}
-
-    @classmethod
-    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-        interval = max(1, round(mean))
-        return {"s_init": interval, "s_min": 1, "s_max": max(128, interval)}
-
-
-class RandomInterval(Control):
-    """Control: intervals uniform in [s_min, s_hi] [s_hi = 14, mean 8], alpha = (1/2, 1/2)."""
-
-    label = "random intervals"
-    summary = "control: merges at random intervals"
-    fixed: ClassVar[Mapping[str, Any]] = {"schedule": "random"}
-
-    @classmethod
-    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-        low = settings.get("s_min", 2)
-        return {"s_min": low, "s_hi": max(low, round(2 * mean) - low)}
-
-    @classmethod
-    def aim_config(cls, settings: Mapping[str, Any], config: RunConfig, seed: int) -> AIMConfig:
-        return super().aim_config({"s_hi": 14, **settings}, config, seed)
 
 
 class SingleMerge(AIMMerging):

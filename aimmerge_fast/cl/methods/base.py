@@ -98,24 +98,23 @@ class Method:
                 raise ValueError(f"unknown setting {name!r}; this method's settings are {known}")
 
     @classmethod
-    def check_match(cls, other: str, arms: Sequence[str]) -> None:
-        """``ValueError`` unless this method can match the number of merges of arm ``other``."""
-        raise ValueError("setting 'match' belongs to the controls fixed and random")
-
-    @classmethod
-    def intervals(cls, mean: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that make merges ``mean`` updates apart; only where ``check_match`` allows."""
-        raise NotImplementedError
-
-    @classmethod
     def stages(cls, tasks: Sequence[TaskData]) -> list[Stage]:
         return [Stage(task.name, (task,)) for task in tasks]
 
     @classmethod
     def expected(
-        cls, settings: Mapping[str, Any], config: RunConfig, seed: int, index: int, steps: int
+        cls,
+        settings: Mapping[str, Any],
+        config: RunConfig,
+        seed: int,
+        index: int,
+        name: str,
+        steps: int,
     ) -> Expected:
-        """What stage number ``index`` of ``steps`` updates will do besides, given a memory."""
+        """What stage number ``index``, ``name``, of ``steps`` updates will do besides.
+
+        Asked where the stage has a memory.
+        """
         return Expected()
 
     def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aimmerge_fast.cl.report.blocks import Table, cells, counted
 from aimmerge_fast.cl.report.notes import stream_title
-from aimmerge_fast.cl.report.run import Run
+from aimmerge_fast.cl.report.run import Run, percent
 from aimmerge_fast.cl.report.signals import OURS
 
 Difference = tuple[str, str, str]
@@ -21,7 +21,7 @@ def differences_table(run: Run, which: str, paper: Mapping[str, Any]) -> Table:
         *_model(run, setup),
         *_tasks(run, which, paper),
         *_training(run, setup),
-        *_memory(run, setup, which),
+        *_memory(run, _ratios(which, paper)),
         *_seeds(run, setup),
         *_arms(run),
     ]
@@ -107,13 +107,21 @@ def _records(settings: Mapping[str, Any]) -> str:
     return f"{steps * batch:,}" if steps and batch else "?"
 
 
-def _memory(run: Run, setup: Mapping[str, Any], which: str) -> Iterator[Difference]:
+def _ratios(which: str, paper: Mapping[str, Any]) -> tuple[str, ...]:
+    """The paper's memory ratios in a table."""
+    if which == "table5":
+        return tuple(paper["tables"][which]["blocks"])
+    return (percent(paper["setup"]["memory_ratio"]),)
+
+
+def _memory(run: Run, ratios: tuple[str, ...]) -> Iterator[Difference]:
     settings = run.settings
-    size, ratio = settings.get("memory_size"), settings.get("memory_ratio")
+    size, of_paper = settings.get("memory_size"), f"{' or '.join(ratios)} of each task"
+    found = [percent(ratio) for ratio in sorted({group.memory_ratio for group in run.groups})]
     if size:
-        yield "memory", f"{setup['memory_ratio']:.0%} of each task", counted(size, "record")
-    elif ratio not in (None, setup["memory_ratio"]) and which != "table5":
-        yield "memory", f"{setup['memory_ratio']:.0%} of each task", f"{ratio:.1%} of each task"
+        yield "memory", of_paper, counted(size, "record")
+    elif not set(found) <= set(ratios):
+        yield "memory", of_paper, f"{' or '.join(found)} of each task"
     rule = settings.get("memory_rule")
     if rule is not None:
         yield "memory records", "random", f"rule {rule}"

@@ -53,7 +53,8 @@ def seed_notes(run: Run) -> Iterator[str]:
                 "not as far."
             )
         elif not group.finished:
-            yield f"{group.label} is {group.state}; its numbers are those after its last stage."
+            state = f": {group.state}" if group.failed else f" is {group.state}"
+            yield f"{group.label}{state}; its numbers are those after its last stage."
     single = [group.label for group in run.groups if len(group.used) == 1]
     if len(single) == len(run.groups):
         yield "One seed: differences between arms are no verdict."

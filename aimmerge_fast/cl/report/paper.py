@@ -21,9 +21,9 @@ from aimmerge_fast.cl.report.blocks import (
 from aimmerge_fast.cl.report.differences import differences_table
 from aimmerge_fast.cl.report.notes import seed_notes, stream_title, task_notes
 from aimmerge_fast.cl.report.reading import parse_run
-from aimmerge_fast.cl.report.run import Group, Run
+from aimmerge_fast.cl.report.run import Group, Run, percent
 from aimmerge_fast.cl.report.scores import metric
-from aimmerge_fast.cl.report.signals import is_replay
+from aimmerge_fast.cl.report.signals import finished_replays
 from aimmerge_fast.cl.report.statistics import mean
 
 Matcher = Callable[[Group], bool]
@@ -69,7 +69,7 @@ def _scores(run: Run, which: str, found: Mapping[str, Any], notes: tuple[str, ..
     blocks = _blocks(run, which, found["blocks"])
     for block, paper_rows in blocks.items():
         for row, values in paper_rows.items():
-            name = f"{block} = {row}" if which == "table8" else row
+            name = _ROWS.get(which, "{row}").format(block=block, row=row)
             name += "*" if row in found.get("copied", ()) else ""
             groups = [g for g in run.groups if _matcher(which, block, row)(g)]
             matched |= {group.name for group in groups}
@@ -78,7 +78,7 @@ def _scores(run: Run, which: str, found: Mapping[str, Any], notes: tuple[str, ..
         if group.name not in matched:
             rows.append(_row(NONE, [None] * len(metrics), group, metrics))
     columns = (*(f"paper {name}" for name in metrics), "arm", *(f"run {name}" for name in metrics))
-    said: list[str] = [] if which == "table8" else [f"Paper: {block}." for block in blocks if block]
+    said: list[str] = [] if which in _ROWS else [f"Paper: {block}." for block in blocks if block]
     if which == "table2" and not _shares_tasks(run, benchmark(run)):
         said.append("The run's tasks are of none of the paper's benchmarks.")
     if found.get("copied"):
@@ -104,10 +104,6 @@ def _blocks(run: Run, which: str, blocks: Mapping[str, Any]) -> Mapping[str, Any
     if which == "table2":
         name = benchmark(run)
         return {name: blocks[name]}
-    if which == "table5":
-        ratio = f"{100 * float(run.settings.get('memory_ratio') or 0.02):g}%"
-        # a memory of a size that the paper has not stands beside its usual one
-        return {ratio: blocks[ratio]} if ratio in blocks else {"2%": blocks["2%"]}
     return blocks
 
 
@@ -131,6 +127,8 @@ def short_name(task: str) -> str:
     return task.partition("_")[0] if task.startswith("task") else task
 
 
+#: Tables whose blocks stand in one table, and how its rows are called.
+_ROWS = {"table5": "{row}, {block}", "table8": "{block} = {row}"}
 _METHODS = {
     "seqlora": ("SeqLoRA",),
     "inclora": ("IncLoRA",),
@@ -167,14 +165,15 @@ def _matcher(which: str, block: str, row: str) -> Matcher:
     recipe = which == "table9" and row not in ("Replay", "AIMMerging")
     return lambda group: (
         row in _METHODS.get(group.method, ())
-        and ("+memory" in group.name) == recipe
+        and (group.memory_epochs > 0) == recipe
+        and (which != "table5" or percent(group.memory_ratio) == block)
         and "schedule" not in group.arms[0].settings
     )
 
 
 def _has_parameter(group: Group, name: str, value: str) -> bool:
     """Whether the arm is AIMMerging with this value, and the paper's for all else."""
-    if group.method != "aim":
+    if group.method != "aim" or group.memory_epochs:
         return False
     defaults = {key: v for values in _PARAMETERS.values() for key, v in values.items()}
     wanted = defaults | dict(zip(_PARAMETERS[name], map(float, value.split(",")), strict=True))
@@ -185,7 +184,7 @@ def _has_parameter(group: Group, name: str, value: str) -> bool:
 def _cost(run: Run, found: Mapping[str, Any], notes: tuple[str, ...]) -> Table:
     """Training time as a multiple of replay's: the paper's four models, and the run."""
     models = list(found["blocks"])
-    replays = [group for group in run.groups if is_replay(group) and group.finished]
+    replays = finished_replays(run)
     base = mean(arm.seconds.get("training") for arm in replays[0].used) if replays else None
     rows = []
     for row in found["blocks"][models[0]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aimmerge_fast.cl.report.run import Arm, Run
+from aimmerge_fast.cl.report.run import USUAL_RATIO, Arm, Run
 
 #: The version of ``results.json`` that can be read here.
 VERSION = 1
@@ -56,12 +56,14 @@ def parse_run(results: Any, folder: Path | None = None, source: str = RESULTS) -
     fields = _Fields(results, source)
     stream = fields.mapping("stream")
     tasks = [str(name) for name in _Fields(stream, f"{source}: stream").sequence("tasks")]
+    settings = fields.mapping("settings")
+    ratio = float(settings.get("memory_ratio") or USUAL_RATIO)
     arms = [
-        _arm(_Fields(arm, f"{source}: arms[{index}]"), len(tasks), folder)
+        _arm(_Fields(arm, f"{source}: arms[{index}]"), len(tasks), folder, ratio)
         for index, arm in enumerate(fields.sequence("arms"))
     ]
     return Run(
-        settings=fields.mapping("settings"),
+        settings=settings,
         stream={**stream, "tasks": tasks},
         tasks=fields.mapping("tasks"),
         arms=tuple(arms),
@@ -86,6 +88,9 @@ class _Fields:
             raise ValueError(f"{self.where}: field {name!r} must be {what}, got {value!r:.80}")
         return value
 
+    def optional(self, name: str, kind: type | tuple[type, ...], what: str, default: Any) -> Any:
+        return default if self.values.get(name) is None else self.get(name, kind, what)
+
     def mapping(self, name: str) -> Mapping[str, Any]:
         return self.get(name, Mapping, "an object")  # type: ignore[no-any-return]
 
@@ -96,7 +101,7 @@ class _Fields:
         return self.get(name, str, "a text")  # type: ignore[no-any-return]
 
 
-def _arm(fields: _Fields, tasks: int, folder: Path | None) -> Arm:
+def _arm(fields: _Fields, tasks: int, folder: Path | None, ratio: float) -> Arm:
     values = fields.values
     scores = tuple(
         tuple(None if score is None else _number(score) for score in row)
@@ -106,13 +111,15 @@ def _arm(fields: _Fields, tasks: int, folder: Path | None) -> Arm:
         raise ValueError(f"{fields.where}: each row of 'scores' must hold {tasks} values")
     losses = values.get("losses") or {}
     events = values.get("events")
+    finished = bool(values.get("finished"))
+    failed = None if finished else fields.optional("failed", str, "a text", None)
     return Arm(
         name=fields.text("name"),
         label=str(values.get("label") or values["name"]),
         method=fields.text("method"),
         settings=values.get("settings") or {},
         seed=fields.get("seed", int, "an integer"),
-        finished=bool(values.get("finished")),
+        finished=finished,
         stages=tuple(str(stage) for stage in fields.sequence("stages")),
         scores=scores,
         metrics=values.get("metrics") or {},
@@ -121,6 +128,9 @@ def _arm(fields: _Fields, tasks: int, folder: Path | None) -> Arm:
         rows=values.get("rows") or {},
         merges=values.get("merges"),
         events_file=folder / events if folder is not None and events else None,
+        memory_ratio=float(fields.optional("memory_ratio", (int, float), "a number", ratio)),
+        memory_epochs=fields.optional("memory_epochs", int, "an integer", 0),
+        failed=None if failed is None else " ".join(failed.split()) or "no reason recorded",
     )
 
 

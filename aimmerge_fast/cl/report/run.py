@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aimmerge_fast.cl.report.signals import StageSignals, may_merge, stage_signals
 from aimmerge_fast.events import Event, read_events
+
+#: Memory of each task where a run does not say: the paper's.
+USUAL_RATIO = 0.02
+#: Characters of why an arm failed that its state shows.
+_SHORT = 60
 
 Scores = tuple[tuple[float | None, ...], ...]
 
@@ -22,6 +28,8 @@ class Arm:
         scores: (stages done, tasks) in 0..100; None where a task was not tested.
         losses: training loss per update by stage; NaN where it was not finite.
         events_file: None where the arm recorded no events.
+        memory_ratio: of each task. memory_epochs: passes over the memory after each task.
+        failed: why the arm ended without being finished; None where it did not.
     """
 
     name: str
@@ -38,6 +46,9 @@ class Arm:
     rows: Mapping[str, int]
     merges: Mapping[str, Any] | None
     events_file: Path | None
+    memory_ratio: float
+    memory_epochs: int
+    failed: str | None
 
     @property
     def done(self) -> int:
@@ -104,14 +115,29 @@ class Group:
 
     @property
     def state(self) -> str:
-        """What is finished, in words."""
+        """What is finished or failed, in words."""
         finished = sum(arm.finished for arm in self.arms)
         if finished == len(self.arms):
             return "finished"
-        if finished:
-            return f"{finished} of {len(self.arms)} seeds finished"
+        parts = [f"{finished} of {len(self.arms)} seeds finished"] if finished else []
+        failed = [arm.failed for arm in self.arms if arm.failed]
+        if failed:
+            seeds = f"{len(failed)} of {len(self.arms)} seeds " if len(self.arms) > 1 else ""
+            parts.append(f"{seeds}failed: {_short(failed[0])}")
         arm = self.used[0]
-        return f"unfinished: {arm.done} of {len(arm.stages)} stages"
+        return ", ".join(parts) or f"unfinished: {arm.done} of {len(arm.stages)} stages"
+
+    @property
+    def failed(self) -> tuple[Arm, ...]:
+        return tuple(arm for arm in self.arms if arm.failed)
+
+    @property
+    def memory_ratio(self) -> float:
+        return self.arms[0].memory_ratio
+
+    @property
+    def memory_epochs(self) -> int:
+        return self.arms[0].memory_epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,13 +164,51 @@ class Run:
         by_name: dict[str, list[Arm]] = {}
         for arm in self.arms:
             by_name.setdefault(arm.name, []).append(arm)
+        labels = {name: _label(arms, self.memory_ratio) for name, arms in by_name.items()}
+        uses = collections.Counter(labels.values())
+        for name, label in labels.items():
+            if uses[label] > 1:
+                labels[name] = _with(label, [name])
         return tuple(
-            Group(name, _label(arms[0]), arms[0].method, tuple(arms))
-            for name, arms in by_name.items()
+            Group(name, labels[name], arms[0].method, tuple(arms)) for name, arms in by_name.items()
         )
 
+    @property
+    def memory_ratio(self) -> float:
+        """Of each task, in the arms that have none of their own."""
+        return float(self.settings.get("memory_ratio") or USUAL_RATIO)
 
-def _label(arm: Arm) -> str:
-    """The method's label; what the arm's name says beyond the method (its settings) is added."""
-    rest = arm.name.removeprefix(arm.method).lstrip("-")
-    return f"{arm.label} ({rest})" if rest else arm.label
+
+def _label(arms: Sequence[Arm], usual_ratio: float) -> str:
+    """The method's label, and what all seeds of the arm have that is not the method's usual."""
+    return _with(arms[0].label, list(_unusual(arms, usual_ratio)))
+
+
+def _unusual(arms: Sequence[Arm], usual_ratio: float) -> Iterator[str]:
+    arm = arms[0]
+    if arm.memory_epochs:
+        # "+memory" is the recipe of the paper's Table 9, two passes
+        yield "+memory" if arm.memory_epochs == 2 else f"+memory: {arm.memory_epochs} passes"
+    for key, value in arm.settings.items():
+        # intervals that match another arm's merges differ from seed to seed
+        if all(key in one.settings and one.settings[key] == value for one in arms):
+            yield f"{key}={value}"
+    if percent(arm.memory_ratio) != percent(usual_ratio):
+        yield f"memory {percent(arm.memory_ratio)}"
+
+
+def _with(label: str, parts: Sequence[str]) -> str:
+    """``label (parts)``; parts go into the parentheses that a label ends with."""
+    if not parts:
+        return label
+    start = f"{label[:-1]}, " if label.endswith(")") else f"{label} ("
+    return f"{start}{', '.join(parts)})"
+
+
+def percent(ratio: float) -> str:
+    """``0.02`` as ``2%``."""
+    return f"{100 * ratio:g}%"
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _SHORT else f"{reason[: _SHORT - 1].rstrip()}…"

@@ -121,18 +121,32 @@ def drawn(group: Group) -> Arm:
 def pairs(run: Run) -> list[tuple[Group, Group]]:
     """(plain, merging) arms whose history losses can be held against each other.
 
-    Plain is replay where that was monitored, else the first monitored arm; merging are
-    the arms of ``OURS``, or the first one that merges.
+    Plain is replay where that was monitored, with the same memory if there is one, else the
+    first monitored arm; merging are the arms of ``OURS``, or the first one that merges.
     """
     plain = [group for group in run.groups if drawn(group).watched]
-    plain.sort(key=lambda group: not is_replay(group))
     merging = [group for group in run.groups if drawn(group).merging]
     ours = [group for group in merging if group.method in OURS] or merging[:1]
-    return [(plain[0], group) for group in ours] if plain else []
+    return [(_nearest(plain, group), group) for group in ours] if plain else []
+
+
+def _nearest(plain: Sequence[Group], group: Group) -> Group:
+    return min(plain, key=lambda one: (not is_replay(one), not same_memory(one, group)))
 
 
 def is_replay(group: Group) -> bool:
-    return group.method == "replay" and "+memory" not in group.name
+    """Whether it is replay as such: not with further passes over the memory."""
+    return group.method == "replay" and not group.memory_epochs
+
+
+def same_memory(one: Group, other: Group) -> bool:
+    return math.isclose(one.memory_ratio, other.memory_ratio)
+
+
+def finished_replays(run: Run) -> list[Group]:
+    """The finished replay arms, those with the run's memory ratio first."""
+    found = [group for group in run.groups if is_replay(group) and group.finished]
+    return sorted(found, key=lambda one: not math.isclose(one.memory_ratio, run.memory_ratio))
 
 
 def around_merges(

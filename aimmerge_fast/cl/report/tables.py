@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from aimmerge_fast.cl.report.blocks import NONE, Cell, Table, cells, counted, number, signed, spread
 from aimmerge_fast.cl.report.notes import is_bound, metric_note, seed_notes, task_notes
-from aimmerge_fast.cl.report.run import Group, Run
+from aimmerge_fast.cl.report.run import Group, Run, percent
 from aimmerge_fast.cl.report.scores import KeptMean, best, kept_mean, metric, metric_values
-from aimmerge_fast.cl.report.signals import OURS, is_replay
+from aimmerge_fast.cl.report.signals import OURS, finished_replays, same_memory
 from aimmerge_fast.cl.report.statistics import FEWEST, mean, pooled_sd
 
 if TYPE_CHECKING:
@@ -102,11 +102,17 @@ def method_table(run: Run) -> Table:
 
 
 def verdicts(run: Run) -> Iterator[str]:
-    """Each AIM arm against replay, in OP; a verdict needs two seeds of both."""
-    replays = [group for group in run.groups if is_replay(group) and group.finished]
+    """Each AIM arm against replay with the same memory, in OP; needs two seeds of both."""
+    replays = finished_replays(run)
     for group in run.groups if replays else ():
-        if group.method in OURS and group.finished:
-            yield from _verdict(group, replays[0])
+        if group.method not in OURS or not group.finished:
+            continue
+        like = next((replay for replay in replays if same_memory(replay, group)), None)
+        if like is not None:
+            yield from _verdict(group, like)
+        else:
+            memory = percent(group.memory_ratio)
+            yield f"{group.label}: no finished replay arm has its memory ({memory}), no verdict."
 
 
 def _verdict(group: Group, replay: Group) -> Iterator[str]:
@@ -130,7 +136,7 @@ def _verdict(group: Group, replay: Group) -> Iterator[str]:
 
 def cost_table(run: Run) -> Table:
     """In the shape of the paper's Table 6: time of training, and what it is of replay's."""
-    replays = [group for group in run.groups if is_replay(group) and group.finished]
+    replays = finished_replays(run)
     base = _seconds(replays[0], "training") if replays else None
     return Table(
         title="Cost",
@@ -141,8 +147,11 @@ def cost_table(run: Run) -> Table:
         rows=tuple(_cost_row(group, base) for group in run.groups),
         notes=(
             "Means over the seeds. Rows are records that went through the model in training, in "
-            "the memory steps of merges, and in history losses (forward only). Seconds are wall "
-            "clock; arms that ran side by side shared the machine.",
+            "memory steps (of merges, or passes after a task), and in history losses (forward "
+            "only). Seconds are wall clock; arms that ran side by side shared the machine.",
+            "Replay rehearses within training: its records from the memory are among its rows "
+            "trained, not among the rows rehearsed.",
+            *([f"÷ replay: of {replays[0].label}."] if len(replays) > 1 else []),
             *([] if base else ["No ratio: the run has no finished replay arm."]),
             f"Machine: {machine(run)}.",
             *seed_notes(run),

@@ -110,6 +110,10 @@ def _facts(run: Run) -> Iterator[str]:
         yield "Settings: " + ", ".join(f"{name} {settings[name]}" for name in known) + "."
     states = [f"{group.label} ({group.state})" for group in run.groups]
     yield f"Arms: {', '.join(states) or 'none yet'}."
+    for group in run.groups:
+        for arm in group.failed:
+            stages = f"{arm.done} of {len(arm.stages)} stages"
+            yield f"Failed after {stages}: {group.label}, seed {arm.seed}: {arm.failed}"
     yield f"Machine: {machine(run)}."
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     yield f"Written {run.created or '?'}, commit {run.commit or '?'}; {versions}."
