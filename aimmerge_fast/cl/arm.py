@@ -30,10 +30,9 @@ from aimmerge_fast.cl.training import fresh_moments, new_optimizer, read_losses,
 
 
 class Arm:
-    """``run()`` trains and evaluates what is left.
+    """``run()`` trains and evaluates what is left; ``failed`` says why it ended too early.
 
-    ``after_stage`` is called when the arm's result file has one more stage. ``failed``: why the arm
-    ended too early, in words.
+    ``after_stage`` is called when the arm's result file has one more stage.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class Arm:
         if self.spec.memory_epochs:
             from aimmerge_fast.cl.methods.recipe import MemoryEpochs
 
-            method = MemoryEpochs(method, self.spec.memory_epochs)
+            method = MemoryEpochs(method, self.spec.memory_epochs, self.spec.name)
         if self.context.config.monitor and not hasattr(method, "merger"):
             method = Monitor(method)
         return method

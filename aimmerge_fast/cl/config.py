@@ -93,10 +93,11 @@ class RunConfig(BaseModel):
     Training:
         steps: [from epochs] updates per task. epochs: [10] gives epochs * max(1,
             ceil(records / micro_batch) // (batch // micro_batch)) updates. batch: [8] rows per
-            update. micro_batch: [batch] rows per pass. lr: [3e-4]. schedule: [linear] down
-            to 0 after ``warmup`` [50] updates up from 0, or ``constant`` without a warm-up. max_grad_norm: [1.0] or null. bucket: [0] batches whose
-            records are drawn together to be of like length. select: [last] state or ``best`` dev
-            loss of ``select_items`` [25] per seen task, every ``select_every`` [40] updates.
+            update. micro_batch: [batch] rows per pass. lr: [3e-4]. schedule: [linear] up from 0
+            over ``warmup`` [50] updates, then down to 0; or ``constant``, without a warm-up.
+            max_grad_norm: [1.0] or null. bucket: [0] batches whose records are drawn together to
+            be of like length. select: [last] state or ``best`` dev loss of ``select_items`` [25]
+            per seen task, every ``select_every`` [40] updates.
     Memory:
         memory_ratio: [0.02] of each task. memory_rule: [balanced]. memory_size: [none] records in
             all, for the rules of fixed size.

@@ -30,7 +30,8 @@ class Encoder:
     are scored. The prompt has at most ``max_input`` tokens, all together at most ``max_tokens``
     (default ``max_input + max_target``); the answer is never cut. A prompt that is too long keeps
     its first line (question and options), its last line (``Answer:``) and as much of the text
-    between them as fits, from its start; if those two alone are too long, its last tokens.
+    between them as fits, from its start; if those two alone are too long, its last tokens
+    (behind the begin token, where there is one).
     Encoder-decoders read ``input`` as it is, cut after ``max_input`` tokens, and learn to write at
     most ``max_target`` (the released code's rule; it does not cut what it generates from, here
     both are the same).
@@ -171,7 +172,8 @@ class Encoder:
         tail = self._ids(tail_text.group() + after)
         room = budget - len(head) - len(tail)
         if room < 0:
-            return ids[-budget:]
+            kept = max(0, budget - len(self._start))
+            return (self._start + ids[len(ids) - kept :])[:budget]
         return head + self._ids("\n" + rest[: tail_text.start()])[:room] + tail
 
     def _around(self, text: str) -> tuple[str, str]:

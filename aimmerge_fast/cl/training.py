@@ -61,7 +61,7 @@ def updates(
             group["lr"] = rate
         batch = batch_at(records, step, config.batch, key, lengths, config.bucket)
         seed_everything(f"{key}/{step}/{ranks.rank}")
-        loss = _backward(trainee, batch, ranks)
+        loss = backward(trainee, batch, ranks)
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(trainee.parameters(), config.max_grad_norm)
         method.after_backward()
@@ -96,8 +96,13 @@ def seed_everything(key: str) -> None:
     random.seed(number)
 
 
-def _backward(trainee: Trainee, records: Sequence[Record], ranks: Ranks) -> Tensor:
-    """Gradients of the batch's mean loss, summed over ranks; returns that loss, ()."""
+def backward(
+    trainee: Trainee, records: Sequence[Record], ranks: Ranks, purpose: str = "training"
+) -> Tensor:
+    """Gradients of the batch's mean loss, summed over ranks; returns that loss, ().
+
+    ``purpose``: as what ``Trainee.rows`` counts the records.
+    """
     size = trainee.config.micro_batch or trainee.config.batch
     shares = [list(records[rank :: ranks.world]) for rank in range(ranks.world)]
     passes = [
@@ -110,7 +115,7 @@ def _backward(trainee: Trainee, records: Sequence[Record], ranks: Ranks) -> Tens
         loss, _ = trainee.loss.total(trainee.model, batch)
         (loss / tokens).backward()
         total += loss.detach()
-    trainee.rows["training"] += len(records)
+    trainee.rows[purpose] += len(records)
     ranks.add_gradients(trainee.parameters())
     return ranks.total(total) / tokens
 

@@ -203,3 +203,13 @@ def test_an_optimizer_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     checkpoint.load_optimizer(again, found["o"])
     advance(fresh, again, 4)
     assert torch.equal(fresh, whole)
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1', b"", b"[1]", b"\xff"])
+def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "some.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"some.json is damaged: "):
+        checkpoint.read_json(path)
+    checkpoint.write_json(path, {"a": [1]})
+    assert checkpoint.read_json(path) == {"a": [1]}

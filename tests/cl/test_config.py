@@ -119,6 +119,7 @@ def test_settings_survive_json_and_yaml(tmp_path: Path) -> None:
 def test_identity_is_what_the_numbers_depend_on() -> None:
     one = made()
     same = made(out="elsewhere", eval_batch=3, threads=2, save_every=7, log_every=1, seeds=[1])
+    assert one.identity() == made(single=True).identity()  # it adds to the numbers
     assert one.identity() == same.identity()
     for field, value in (("lr", 1e-3), ("steps", 5), ("dtype", "bfloat16"), ("test_items", 3)):
         assert one.identity() != made(**{field: value}).identity(), field
@@ -158,3 +159,8 @@ def test_the_learning_rate_is_that_of_transformers(steps: int, warmup: int) -> N
 def test_a_constant_rate_has_no_warm_up() -> None:
     config = made(schedule="constant", lr=0.1, warmup=5)
     assert {config.learning_rate(step, 9) for step in range(1, 10)} == {0.1}
+
+
+def test_seeds_differ() -> None:
+    with pytest.raises(ValueError, match=r"seeds: .*seed 42 is given twice"):
+        made(seeds=[1, 42, 42])

@@ -110,7 +110,13 @@ def test_missing_tasks_are_named(tmp_path: Path) -> None:
     assert "train/agnews_T5.json" in text
     assert f"has only train; {tmp_path / 'test/amazon_T5.json'}" in text
     assert f"has only dev, test; {tmp_path / 'train/yahoo_T5.json'}" in text
-    assert "--available" in text
+    assert "run the 1 of 4 tasks that are there with --available" in text
+
+
+def test_where_nothing_is_there_nothing_is_offered(tmp_path: Path) -> None:
+    plain_task(tmp_path, "amazon", test=0, dev=0)
+    with pytest.raises(ValueError, match=r"lacks 4 of its 4 tasks.*Add them$"):
+        load_stream(tmp_path, stream("order1"))
 
 
 def test_available_runs_the_present_and_says_so(tmp_path: Path) -> None:

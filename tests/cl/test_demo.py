@@ -14,6 +14,7 @@ import torch
 from aimmerge_fast.cl.config import RunConfig
 from aimmerge_fast.cl.data import TaskData, load_stream
 from aimmerge_fast.cl.demo import DEMO_SETTINGS, DemoFiles, reviews, write_demo
+from aimmerge_fast.cl.demo import demo_config as demo_files
 from aimmerge_fast.cl.encode import Encoder
 from aimmerge_fast.cl.models import load_model
 from aimmerge_fast.cl.streams import stream
@@ -151,3 +152,27 @@ def test_plain_lora_forgets_the_first_task_in_each_of_three_seeds(
         scores = arm["scores"]
         assert all(scores[place][place] >= 80 for place in range(4))  # each was learned
         assert scores[0][0] - scores[-1][0] >= 20
+
+
+def test_a_demo_of_another_seed_stays_as_it_is(tmp_path: Path) -> None:
+    config = demo_files(tmp_path, 7)
+    before = hashes(tmp_path)
+    run = tmp_path / "run" / "run.json"
+    run.parent.mkdir()
+    run.write_text(json.dumps({"settings": config.to_json()}))
+    demo_files(tmp_path, 7)
+    with pytest.raises(ValueError, match=r"holds a demo with seeds \[7\], not 8; give another"):
+        demo_files(tmp_path, 8)
+    run.unlink()
+    assert hashes(tmp_path) == before
+
+
+def test_a_demo_on_other_records_stays_as_it_is(tmp_path: Path) -> None:
+    config = demo_files(tmp_path, 7)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"settings": config.to_json()}))
+    path = tmp_path / "data/train/irony_T5.json"
+    path.write_text("of another version")
+    with pytest.raises(ValueError, match=r"on other records \(irony_T5.json\)"):
+        demo_files(tmp_path, 7)
+    assert path.read_text() == "of another version"

@@ -97,6 +97,18 @@ def test_a_long_prompt_keeps_question_answer_word_and_label() -> None:
     assert causal(max_tokens=5).encode(long)[0] == [ANSWER, COLON]  # its last tokens
 
 
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_the_last_tokens_stand_behind_the_begin_token(budget: int) -> None:
+    tokenizer = begin_adding_tokenizer()
+    text = "what is the old\nnew\nit is seen"
+    whole = tokenizer(text)["input_ids"]
+    encoder = Encoder(tokenizer, seq2seq=False, max_input=budget)
+    found = encoder.prompt(record(text))
+    assert found == [whole[0], *whole[len(whole) - budget + 1 :]]
+    assert found[0] == tokenizer.bos_token_id
+    assert len(found) == budget
+
+
 def test_a_prompt_that_ends_in_space_is_the_same_as_without() -> None:
     tokenizer = begin_adding_tokenizer()  # one that keeps spaces
     assert tokenizer("it is ")["input_ids"] != tokenizer("it is")["input_ids"]

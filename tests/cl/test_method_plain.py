@@ -26,6 +26,8 @@ def test_every_method_has_a_class_with_a_label_and_a_line() -> None:
 def test_an_unknown_method_is_told_the_known() -> None:
     with pytest.raises(ValueError, match=r"unknown method 'klf'; did you mean 'kif'\?.*tasl"):
         method_class("klf")
+    with pytest.raises(ValueError, match=r"unknown method 'nosuch'\. The methods are seqlora"):
+        method_class("nosuch")
 
 
 def test_seqlora_trains_on_the_task_alone() -> None:

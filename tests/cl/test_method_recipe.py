@@ -30,15 +30,15 @@ class Spy(Method):
 
 
 def collated(trainee: Trainee, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Ids of the batches that go through ``Trainee.collate`` from here on."""
+    """Ids of the batches that are trained on from here on."""
     batches: list[list[str]] = []
-    collate = trainee.collate
+    collate = trainee.encoder.collate
 
     def note(records: Any) -> Any:
         batches.append([record["id"] for record in records])
         return collate(records)
 
-    monkeypatch.setattr(trainee, "collate", note)
+    monkeypatch.setattr(trainee.encoder, "collate", note)
     return batches
 
 
@@ -63,7 +63,7 @@ def test_epochs_times_batches_of_the_memory(
         updates = epochs * math.ceil(n / 4)
         assert len(made) - before == 5 + updates
         assert set(made[-updates:]) == {trainee.config.lr}
-        seen = Counter(name for batch in batches for name in batch)
+        seen = Counter(name for batch in batches[5:] for name in batch)
         assert set(seen.values()) == {epochs}
         assert len(seen) == n
         assert {name.split("-")[0] for name in seen} <= {"first", "second"} - {data.name}
@@ -88,6 +88,45 @@ def test_the_loss_is_the_mean_of_the_batch_however_it_is_cut(micro: int) -> None
     train(method, SECOND, 1, 0)
     assert len(found) == len(expected) == 8
     assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_loss_that_is_no_number_ends_the_arm() -> None:
+    """Update 5 of 2 epochs of 2 updates: the third of the memory's, after 2 of the task's own."""
+    work = bench()
+    method = MemoryEpochs(work.method("seqlora"), 2, "mine")
+    train(method, FIRST, 0, 2)
+    total, calls = work.trainee.loss.total, [0]
+
+    def failing(model: Any, batch: Any) -> Any:
+        calls[0] += 1
+        loss, tokens = total(model, batch)
+        return loss * (math.nan if calls[0] == 5 else 1.0), tokens
+
+    work.trainee.loss.total = failing  # type: ignore[method-assign]
+    message = r"arm 'mine', memory epochs of stage 'second': the training loss of update 3 is nan"
+    with pytest.raises(FloatingPointError, match=message):
+        train(method, SECOND, 1, 2)
+
+
+def test_the_rows_of_a_batch_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As rank 1 of 2: every second record passes through the model, all of them are counted."""
+    work = bench(memory_ratio=0.1)
+    method = MemoryEpochs(work.method("seqlora"), 1)
+    train(method, FIRST, 0, 2)
+    method._ranks.rank, method._ranks.world = 1, 2
+    monkeypatch.setattr(method._ranks, "add_gradients", lambda parameters: None)
+    monkeypatch.setattr(method._ranks, "total", lambda value: value)
+    monkeypatch.setattr(method._ranks, "of_main", lambda value: value)
+    total, seen = work.trainee.loss.total, []
+
+    def noting(model: Any, batch: Any) -> Any:
+        seen.append(len(batch["labels"]))
+        return total(model, batch)
+
+    work.trainee.loss.total = noting  # type: ignore[method-assign]
+    train(method, SECOND, 1, 0)
+    assert seen == [2]
+    assert work.trainee.rows["memory"] == 4
 
 
 def test_one_update_is_adams_first() -> None:

@@ -86,16 +86,21 @@ def test_processes_wait_for_the_one_that_trains(folder: Path, tmp_path: Path) ->
         "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX)\n"
         "print('held', flush=True); sys.stdin.read()"
     )
-    said = io.StringIO()
+
+    class Said(io.StringIO):
+        def write(self, text: str) -> int:
+            if "waits for" in text:
+                threading.Thread(target=release).start()
+            return super().write(text)
+
+    said = Said()
     command = [sys.executable, "-c", code, str(lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdin is not None
         assert holder.stdout.readline() == b"held\n"
-        release = threading.Timer(0.5, holder.stdin.close)
-        release.start()
+        release = holder.stdin.close
         runner.run(config, Console(file=said, width=120))
-        release.join()
     waited, trained = (
         said.getvalue().find(text) for text in ("waits for another process that trains", "6/6")
     )
@@ -113,3 +118,20 @@ def test_a_task_alone_starts_from_the_first_adapter(folder: Path, tmp_path: Path
     kept = [{path.name for path in (run.out / "plain").iterdir()} for run in (only, whole)]
     assert len(kept[0]) == 1
     assert kept[0] < kept[1]  # known by the same name
+
+
+def test_losses_are_read_when_a_save_is_due(folder: Path, tmp_path: Path) -> None:
+    """However rarely they are shown."""
+    config = make_config(folder, out=tmp_path / "out", save_every=2, log_every=5)
+    context = runner.prepare(config)
+    saves: list[int] = []
+    task = PlainTask(context, context.tasks[0], 42)
+    original = task._save
+
+    def save(trainee: Any, best: Any, losses: list[float], seconds: float) -> None:
+        saves.append(len(losses))
+        original(trainee, best, losses, seconds)
+
+    task._save = save  # type: ignore[method-assign]
+    task.train(context.attach_adapter(42))
+    assert saves == [2, 4, 6]

@@ -58,7 +58,8 @@ def test_a_stage_that_goes_on_does_not_count_what_was_done(clock: list[float]) -
     assert [line.split("  ")[3] for line in text.getvalue().splitlines()] == ["1.00 s/update"] * 2
 
 
-def test_a_bar_on_a_terminal(clock: list[float]) -> None:
+def test_a_bar_on_a_terminal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # rich draws no bar on a dumb terminal
     view, text = on(terminal=True)
     for stage in ("first", "second"):
         view.begin_stage("aim", 42, stage, 0, ["first", "second"], 20)

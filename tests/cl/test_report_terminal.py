@@ -31,7 +31,8 @@ def test_summary_without_a_terminal_is_aligned_plain_text() -> None:
     assert "\x1b" not in "".join(lines)
 
 
-def test_summary_in_a_terminal_is_split_to_fit() -> None:
+def test_summary_in_a_terminal_is_split_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb terminal rich takes 80 columns
     text = printed(width=60, force_terminal=True, color_system=None)
     assert max(map(len, text.splitlines())) <= 60
     assert text.count("│ dbpedia") >= 2

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from aimmerge_fast.cl import arm, plain, runner
+from aimmerge_fast.cl import arm, context, plain, runner
 from aimmerge_fast.cl.checkpoint import load_tree
-from tests.cl.tiny import ARMS, finished_run, make_config
+from aimmerge_fast.cl.methods.seqlora import SeqLoRA
+from tests.cl.tiny import ARMS, finished_run, make_config, make_data
 
 FOLDERS = ("seqlora-s42", "replay-s42", "aim-s_init=2-s42")
 
@@ -177,3 +179,72 @@ def test_a_finished_run_trains_nothing(
     before = read(folder / "out" / "results.json")
     for entry, other in zip(again["arms"], before["arms"], strict=True):
         assert {**entry, "commits": 0} == {**other, "commits": 0}
+
+
+def test_single_scores_are_added_to_a_run(folder: Path, copied: Path) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("state.safetensors")}
+    results = runner.run(make_config(folder, ARMS, out=copied, single=True))
+    assert all(None not in entry["single"] for entry in results["arms"])
+    assert all(entry["metrics"]["FWT"] is not None for entry in results["arms"])
+    assert {path: path.read_bytes() for path in before} == before
+    without = runner.run(make_config(folder, ARMS, out=copied))
+    assert [e["metrics"] for e in without["arms"]] == [e["metrics"] for e in results["arms"]]
+
+
+def test_scores_before_training_are_made_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first arm, whatever its seed, and kept when it is killed right after."""
+    config = make_config(
+        folder, ["seqlora", "mtl"], out=tmp_path / "out", initial=True, seeds=[42, 43]
+    )
+    made: list[str] = []
+    original = context.Context.evaluate
+
+    def evaluate(self: context.Context, model: Any, task: Any) -> Any:
+        made.append(task.name)
+        return original(self, model, task)
+
+    monkeypatch.setattr(context.Context, "evaluate", evaluate)
+    monkeypatch.setattr(plain.PlainTask, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner.run(config)
+    assert made == ["first", "second"]
+    monkeypatch.undo()
+    monkeypatch.setattr(context.Context, "evaluate", evaluate)
+    arms = runner.run(config)["arms"]
+    stages = 2 * (3 + 2)  # of seqlora 1 + 2, of mtl 2; two seeds
+    assert len(made) == 2 + stages
+    assert all(entry["initial"] == arms[0]["initial"] for entry in arms)
+    assert None not in arms[0]["initial"]
+
+
+def test_rows_of_a_shared_stage_with_few_records(folder: Path, tmp_path: Path) -> None:
+    make_data(tmp_path / "data", n=3)
+    fields = {"data": tmp_path / "data"}
+    shared = runner.run(make_config(folder, out=tmp_path / "shared", **fields))["arms"][0]
+    own = {**fields, "select": "best", "select_every": 100}
+    alone = runner.run(make_config(folder, out=tmp_path / "own", **own))["arms"][0]
+    assert shared["rows"] == alone["rows"]
+    assert shared["rows"]["training"] == 2 * 6 * 3
+
+
+def test_seconds_of_training_hold_the_end_of_a_stage(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the seconds of the shared stage as it was trained, not as long as it was waited for."""
+    now = [0.0]
+    original = plain.PlainTask.train
+
+    def end_stage(*args: Any) -> None:
+        now[0] += 7.0
+
+    def train(self: plain.PlainTask, model: Any) -> plain.Plain:
+        now[0] += 1000.0
+        return plain.Plain(original(self, model).losses, 100.0)
+
+    monkeypatch.setattr(SeqLoRA, "end_stage", end_stage)
+    monkeypatch.setattr(plain.PlainTask, "train", train)
+    monkeypatch.setattr(arm, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    (entry,) = runner.run(make_config(folder, "seqlora", out=tmp_path / "out"))["arms"]
+    assert entry["seconds"]["training"] == 100.0 + 2 * 7.0

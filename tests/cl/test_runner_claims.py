@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aimmerge_fast.cl import plain, runner
+from aimmerge_fast.cl import plain, prepare, runner
+from aimmerge_fast.cl.locking import alone
 from aimmerge_fast.cl.methods import METHODS
+from aimmerge_fast.cl.plan import plan
+from aimmerge_fast.cl.reevaluate import Chosen, reevaluate
 from tests.cl.tiny import ARMS, finished_run, make_config
 
 
@@ -148,3 +154,86 @@ def test_arms_are_checked_before_anything_is_loaded(
 def test_only_names_known_arms(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no arm 'kif' in this run; they are seqlora, replay"):
         runner.run(make_config(folder, ARMS), only=["kif"])
+
+
+@pytest.mark.parametrize(
+    "name", ["run.json", "results.json", "seqlora-s42/arm.json", "plain/*/score.json"]
+)
+def test_a_damaged_file_is_named(folder: Path, copied: Path, name: str) -> None:
+    (path,) = copied.glob(name)
+    path.write_text(path.read_text()[:-20])
+    config = make_config(folder, ARMS, out=copied)
+    if name == "results.json":  # made of the others
+        runner.run(config)
+        return
+    with pytest.raises(ValueError, match=re.escape(str(path)) + " is damaged: "):
+        runner.run(config)
+    if "score" not in name:
+        with pytest.raises(ValueError, match=re.escape(str(path)) + " is damaged: "):
+            plan(config, seconds=0.01)
+        with pytest.raises(ValueError, match=re.escape(str(path)) + " is damaged: "):
+            reevaluate(copied, Chosen(stage=1))
+
+
+def test_two_processes_begin_in_one_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found it empty; the second compares with what the first wrote."""
+    one, two = (
+        runner.prepare(make_config(folder, out=tmp_path / "out", lr=lr)) for lr in (0.01, 0.02)
+    )
+    original = runner.alone
+
+    def after_the_other(out: Path) -> Any:
+        monkeypatch.setattr(runner, "alone", original)
+        runner.claim(out, one)
+        return original(out)
+
+    monkeypatch.setattr(runner, "alone", after_the_other)
+    with pytest.raises(ValueError, match=r"holds a run with lr=0.01, not 0.02"):
+        runner.claim(tmp_path / "out", two)
+    assert read(tmp_path / "out/run.json")["identity"]["lr"] == 0.01
+
+
+def test_results_are_collected_by_one_process_at_a_time(
+    folder: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that waited reads what arms wrote meanwhile."""
+    context = runner.prepare(make_config(folder, ARMS, out=copied))
+    inside, results = threading.Event(), list[Any]()
+    other = threading.Thread(target=lambda: results.append(runner.collect(context)))
+    original = runner._collected
+
+    def noted(*args: Any) -> Any:
+        inside.set()
+        return original(*args)
+
+    monkeypatch.setattr(runner, "_collected", noted)
+    with alone(copied):
+        other.start()
+        assert not inside.wait(0.3)
+        path = copied / "replay-s42/arm.json"
+        path.write_text(json.dumps({**read(path), "commits": ["later"]}))
+    other.join()
+    assert results[0]["arms"][1]["commits"] == ["later"]
+
+
+def test_a_missing_package_is_said_before_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rouge_l(*args: Any) -> float:
+        raise RuntimeError("metric rougeL needs the package rouge-score")
+
+    config = make_config(folder, out=tmp_path / "out")
+    monkeypatch.setattr(prepare, "rouge_l", rouge_l)
+    runner.prepare(config)  # no task needs it
+    original = prepare.load_tasks
+
+    def load_tasks(config: Any) -> Any:
+        chosen, (first, second) = original(config)
+        return chosen, [first, dataclasses.replace(second, metric="rougeL")]
+
+    monkeypatch.setattr(prepare, "load_tasks", load_tasks)
+    with pytest.raises(RuntimeError, match="rouge-score"):
+        runner.run(config)
+    assert not config.out.exists()

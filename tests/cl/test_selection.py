@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from aimmerge_fast.cl import runner, selection
+from aimmerge_fast.cl.checkpoint import load_tree
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.methods import Trainee
+from aimmerge_fast.cl.plain import train_singles
 from aimmerge_fast.cl.selection import Best, dev_loss
 from aimmerge_fast.cl.training import new_optimizer
 from tests.cl.tiny import finished_run, make_config
@@ -165,3 +168,41 @@ def test_a_run_ends_each_stage_in_its_best_state(
         last = float(sum(t.double().sum() for t in mine[-1][3]))
         assert step == 8 or last != float(sum(t.double().sum() for t in adapter))
     assert min(steps) < 8  # else the test says nothing
+
+
+@pytest.mark.parametrize("text", ["single", "aim:merge_at_task_end=true", "aim:schedule=single"])
+def test_a_merge_at_the_end_would_be_lost(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"arm .*merge at a task's end.*use select='last'"):
+        runner.run(make_config(tmp_path, text, select="best"))
+    runner.check_arms(make_config(tmp_path, text))
+    runner.check_arms(make_config(tmp_path, "aim:merge_at_task_end=false", select="best"))
+
+
+def test_a_task_alone_ends_in_its_best_state(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first stage of an arm, which trains the same."""
+    losses = itertools.cycle([3.0, 1.0, 2.0, 4.0])  # of updates 2, 4, 6 and 8
+    monkeypatch.setattr(selection, "dev_loss", lambda *args: next(losses))
+    fields: dict[str, Any] = {"select": "best", "select_every": 2, "lr": 0.3, "steps": 8}
+    config = make_config(folder, "seqlora", out=tmp_path / "out", single=True, **fields)
+    (entry,) = runner.run(config)["arms"]
+    assert entry["single"][0] == entry["scores"][0][0]
+    saved = load_file(config.out / "seqlora-s42/adapters/1-first/adapter_model.safetensors")
+    state = load_tree(next(config.out.glob("plain/first-s42-*/state.safetensors")))
+    assert state["best"]["step"] == 4
+    alone = {k.replace(".default.weight", ".weight"): t for k, t in state["adapter"].items()}
+    assert alone.keys() == saved.keys()
+    assert all(torch.equal(alone[name], saved[name]) for name in saved)
+
+
+def test_a_task_alone_without_dev_records_ends_in_its_last_state(
+    folder: Path, tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"select": "best", "select_every": 2}
+    context = runner.prepare(make_config(folder, out=tmp_path / "out", single=True, **fields))
+    context.tasks[1].dev.clear()
+    runner.claim(context.config.out, context)
+    train_singles(context, 42)
+    state = load_tree(next(context.config.out.glob("plain/second-s42-*/state.safetensors")))
+    assert state["best"] == {"loss": None, "step": 0, "tensors": []}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,17 @@ def _record(draw: random.Random, number: int, name: str) -> dict[str, str]:
     words = draw.choices(ASKED, k=draw.randint(2, 5))
     place = (ASKED.index(words[0]) * (number + 1) + number) % len(ANSWERS)
     return {"id": name, "input": f"{' '.join(words)}\nAnswer:", "output": ANSWERS[place]}
+
+
+def poisoned(original: Any, name: str, step: int) -> Any:
+    """``updates``, whose loss in one update of one stage is nan."""
+
+    def made(method: Any, records: Any, stage: str, *rest: Any) -> Iterator[Any]:
+        for update in original(method, records, stage, *rest):
+            factor = float("nan") if (stage, update.step) == (name, step) else 1.0
+            yield type(update)(update.step, update.loss * factor, update.learning_rate)
+
+    return made
 
 
 ARMS = ("seqlora", "replay", "aim:s_init=2")

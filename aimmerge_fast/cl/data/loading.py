@@ -95,10 +95,11 @@ def _missing(
     folder: Path, stream: Stream, missing: list[str], found: Mapping[str, TaskFiles]
 ) -> str:
     files = "; ".join(missing_files(task, found.get(task)) for task in missing)
-    count = f"{len(stream.tasks) - len(missing)} of {len(stream.tasks)}"
+    there, whole = len(stream.tasks) - len(missing), len(stream.tasks)
+    instead = f", or run the {there} of {whole} tasks that are there with --available"
     return (
-        f"{stream.name} lacks {len(missing)} of its {len(stream.tasks)} tasks in {folder}: missing "
-        f"files: {files}. Add them, or run the {count} tasks that are there with --available"
+        f"{stream.name} lacks {len(missing)} of its {whole} tasks in {folder}: missing files: "
+        f"{files}. Add them{instead if there else ''}"
     )
 
 

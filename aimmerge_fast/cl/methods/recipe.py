@@ -6,25 +6,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from aimmerge_fast.cl.data import Record
-from aimmerge_fast.cl.encode import IGNORED
 from aimmerge_fast.cl.methods.base import Method, Stage
-from aimmerge_fast.cl.training import fresh_moments, seed_everything
+from aimmerge_fast.cl.parallel import Ranks
+from aimmerge_fast.cl.training import backward, fresh_moments, read_losses, seed_everything
 
 
 class MemoryEpochs(Method):
     """Wraps a method: after each task's own training, ``epochs`` passes over the memory.
 
     The memory is that of the tasks before. ``epochs * ceil(records / batch)`` updates with the
-    arm's optimiser, its moments fresh, at the run's ``lr`` [R: the sources name no schedule].
+    arm's optimiser, its moments fresh, at the run's ``lr`` [R: the sources name no schedule]. A
+    loss that is not finite raises FloatingPointError, which names ``arm``.
     """
 
     uses_memory = True
 
-    def __init__(self, inner: Method, epochs: int) -> None:
+    def __init__(self, inner: Method, epochs: int, arm: str = "") -> None:
         super().__init__(inner.trainee, {})
+        self._arm, self._ranks = arm, Ranks()
         self.inner, self.epochs = inner, epochs
         self.label, self.summary = inner.label, inner.summary  # type: ignore[misc]
 
@@ -57,11 +59,15 @@ class MemoryEpochs(Method):
         for group in self.trainee.optimizer.param_groups:
             group["lr"] = self.trainee.config.lr
         stream = memory.stream("epochs", fresh=True, salt=index)
+        what, made = f"arm {self._arm!r}, memory epochs of stage {stage.name!r}", 0
         for epoch in range(self.epochs):
-            records = stream.draw(len(memory))
+            records, losses = stream.draw(len(memory)), list[Tensor]()
             for at in range(0, len(records), size):
-                seed_everything(f"{self.trainee.seed}/{stage.name}/memory/{epoch}/{at}")
-                self._update(records[at : at + size])
+                key = f"{self.trainee.seed}/{stage.name}/memory/{epoch}/{at}/{self._ranks.rank}"
+                seed_everything(key)
+                losses.append(self._update([dict(record) for record in records[at : at + size]]))
+            made += len(losses)
+            read_losses(losses, made, what, self._ranks)
 
     def state_dict(self) -> dict[str, Any]:
         return self.inner.state_dict()
@@ -78,20 +84,12 @@ class MemoryEpochs(Method):
     def close(self) -> None:
         self.inner.close()
 
-    def _update(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """One update on the mean loss of a batch's answer tokens."""
+    def _update(self, records: Sequence[Record]) -> Tensor:
+        """One update on the mean loss of a batch's answer tokens; returns that loss, ()."""
         trainee, config = self.trainee, self.trainee.config
-        size = config.micro_batch or config.batch
-        passes = [
-            trainee.collate([dict(record) for record in records[at : at + size]])
-            for at in range(0, len(records), size)
-        ]
-        tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in passes)
-        for batch in passes:
-            loss, _ = trainee.loss.total(trainee.model, batch)
-            (loss / tokens).backward()
+        loss = backward(trainee, records, self._ranks, "memory")
         if config.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(trainee.parameters(), config.max_grad_norm)
         trainee.optimizer.step()
         trainee.optimizer.zero_grad(set_to_none=True)
-        trainee.rows["memory"] += len(records)
+        return loss
