@@ -65,8 +65,8 @@ def column(table: Table, name: str) -> dict[str, str]:
         (arm("replay", "replay-2%", memory_ratio=0.02), "LoRAReplay"),
         (arm("replay", "replay-10%", memory_ratio=0.1), "LoRAReplay (memory 10%)"),
         (
-            arm("aim-fixed", label="fixed interval", settings={"match": "aim"}),
-            "fixed interval (match=aim)",
+            arm("aim-fixed", label="fixed interval", settings={"counts": {"first": 8}}),
+            "fixed interval (merges matched)",
         ),
     ],
 )

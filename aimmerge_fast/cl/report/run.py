@@ -190,8 +190,9 @@ def _unusual(arms: Sequence[Arm], usual_ratio: float) -> Iterator[str]:
         # "+memory" is the recipe of the paper's Table 9, two passes
         yield "+memory" if arm.memory_epochs == 2 else f"+memory: {arm.memory_epochs} passes"
     for key, value in arm.settings.items():
-        # intervals that match another arm's merges differ from seed to seed
-        if all(key in one.settings and one.settings[key] == value for one in arms):
+        if key == "counts":  # another arm's merges by task, which may differ from seed to seed
+            yield "merges matched"
+        elif all(key in one.settings and one.settings[key] == value for one in arms):
             yield f"{key}={value}"
     if percent(arm.memory_ratio) != percent(usual_ratio):
         yield f"memory {percent(arm.memory_ratio)}"
