@@ -46,7 +46,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", attention: str | Non
     from transformers import AutoTokenizer
 
     check_dtype(dtype)
-    with unpacked(path) as (folder, gguf), _quiet():
+    with unpacked(path) as (folder, gguf), quiet():
         source = {"gguf_file": gguf} if gguf else {}
         config = read_config(folder, gguf)
         factory = model_factory(config)
@@ -122,8 +122,8 @@ def add_lora(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers while a model loads."""
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers while a model loads or is saved."""
     from transformers.utils import logging
 
     bars: Any = logging

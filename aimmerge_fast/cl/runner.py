@@ -193,7 +193,7 @@ def collect(context: Context) -> dict[str, Any]:
 def _collected(context: Context) -> dict[str, Any]:
     config = context.config
     arms = [checkpoint.read_json(path) for path in sorted(config.out.glob(f"*/{RESULT}"))]
-    for arm in arms:  # tasks alone are trained after the arms
+    for arm in arms:  # a later call may have trained the tasks alone
         arm["single"] = single_scores(context, arm["seed"])
         if arm["finished"]:
             arm["metrics"] = summary(arm["scores"], single=arm["single"], initial=arm["initial"])

@@ -90,14 +90,8 @@ def run(
 
     from aimmerge_fast.cl import report, runner
 
-    flags: dict[str, Any] = {
-        "stream": stream,
-        "data": data,
-        "model": model,
-        "out": out,
-        "arms": arm,
-    }
-    flags |= {"seeds": seeds, "available": available}
+    paths = {"data": data, "model": model, "out": out}
+    flags = {**paths, "stream": stream, "arms": arm, "seeds": seeds, "available": available}
     config = settings(file, flags, preset, sets)
     console = Console()
     results = runner.run(config, console, only or ())
@@ -132,14 +126,8 @@ def plan(
 
     from aimmerge_fast.cl import plan as planning
 
-    flags: dict[str, Any] = {
-        "stream": stream,
-        "data": data,
-        "model": model,
-        "out": out,
-        "arms": arm,
-    }
-    flags |= {"seeds": seeds, "available": available}
+    paths = {"data": data, "model": model, "out": out}
+    flags = {**paths, "stream": stream, "arms": arm, "seeds": seeds, "available": available}
     found = planning.plan(settings(file, flags, preset, sets))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,8 @@ def write_model(folder: Path) -> None:
     """
     import torch
 
+    from aimmerge_fast.cl.models import quiet
+
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     state = torch.default_generator.get_state()
@@ -37,7 +37,7 @@ def write_model(folder: Path) -> None:
         _gather_words(model, tokenizer)
     finally:
         torch.default_generator.set_state(state)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -83,18 +83,3 @@ def _gather_words(model: Any, tokenizer: Any) -> None:
             ids = tokenizer.convert_tokens_to_ids(list(words))
             common = _STD * torch.randn(_WIDTH)
             vectors[ids] = _SHARED**0.5 * common + (1 - _SHARED) ** 0.5 * vectors[ids]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars of transformers while a model is saved."""
-    from transformers.utils import logging
-
-    bars: Any = logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()

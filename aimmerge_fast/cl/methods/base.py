@@ -153,3 +153,44 @@ class Method:
 
     def close(self) -> None:
         """Leave the model as it was found, but for the values of its adapter."""
+
+
+class Wrapper(Method):
+    """A method around another, ``inner``: every hook is passed on, and some are added to."""
+
+    def __init__(self, inner: Method) -> None:
+        super().__init__(inner.trainee, {})
+        self.inner = inner
+
+    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
+        return self.inner.task(stage, index)
+
+    def begin_stage(self, stage: Stage, index: int) -> None:
+        self.inner.begin_stage(stage, index)
+
+    def training_records(self, stage: Stage, index: int) -> list[Record]:
+        return self.inner.training_records(stage, index)
+
+    def after_backward(self) -> None:
+        self.inner.after_backward()
+
+    def after_update(self) -> None:
+        self.inner.after_update()
+
+    def end_stage(self, stage: Stage, index: int) -> None:
+        self.inner.end_stage(stage, index)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        self.inner.prepare(state)
+
+    def merges(self) -> int:
+        return self.inner.merges()
+
+    def close(self) -> None:
+        self.inner.close()

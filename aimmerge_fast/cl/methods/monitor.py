@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from aimmerge_fast.cl.data import Record
-from aimmerge_fast.cl.methods.base import Method, Stage
+from aimmerge_fast.cl.methods.base import Method, Stage, Wrapper
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.events import Event, Probe
 from aimmerge_fast.merger import FastAIMMerger
 
 
-class Monitor(Method):
+class Monitor(Wrapper):
     """Wraps a method; its own `FastAIMMerger` runs ``schedule="monitor"``, anew in each stage."""
 
     def __init__(self, inner: Method) -> None:
-        super().__init__(inner.trainee, {})
-        self.inner = inner
+        super().__init__(inner)
         self.merger: FastAIMMerger | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -40,44 +38,29 @@ class Monitor(Method):
             self.merger.load_state_dict(self._saved)
             self._saved = None
         stack = ExitStack()
-        stack.enter_context(self.inner.task(stage, index))
+        stack.enter_context(super().task(stage, index))
         stack.enter_context(self.merger.task(stage.name, memory=trainee.memory))
         return stack
 
-    def begin_stage(self, stage: Stage, index: int) -> None:
-        self.inner.begin_stage(stage, index)
-
-    def training_records(self, stage: Stage, index: int) -> list[Record]:
-        return self.inner.training_records(stage, index)
-
-    def after_backward(self) -> None:
-        self.inner.after_backward()
-
     def after_update(self) -> None:
-        self.inner.after_update()
+        super().after_update()
         assert self.merger is not None  # task() was entered
         self.merger.step()
 
     def end_stage(self, stage: Stage, index: int) -> None:
-        self.inner.end_stage(stage, index)
+        super().end_stage(stage, index)
         self.merger = None
 
     def state_dict(self) -> dict[str, Any]:
         merger = self.merger.state_dict() if self.merger is not None else None
-        return {"inner": self.inner.state_dict(), "merger": merger}
+        return {"inner": super().state_dict(), "merger": merger}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inner.load_state_dict(state["inner"])
+        super().load_state_dict(state["inner"])
         self._saved = dict(state["merger"]) if state["merger"] is not None else None
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        self.inner.prepare(state["inner"])
-
-    def merges(self) -> int:
-        return self.inner.merges()
-
-    def close(self) -> None:
-        self.inner.close()
+        super().prepare(state["inner"])
 
     def _count(self, event: Event) -> None:
         if isinstance(event, Probe):

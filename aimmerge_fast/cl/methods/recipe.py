@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from aimmerge_fast.cl.data import Record
-from aimmerge_fast.cl.methods.base import Method, Stage
+from aimmerge_fast.cl.methods.base import Method, Stage, Wrapper
 from aimmerge_fast.cl.parallel import Ranks
 from aimmerge_fast.cl.training import backward, fresh_moments, read_losses, seed_everything
 
 
-class MemoryEpochs(Method):
+class MemoryEpochs(Wrapper):
     """Wraps a method: after each task's own training, ``epochs`` passes over the memory.
 
     The memory is that of the tasks before. ``epochs * ceil(records / batch)`` updates with the
@@ -25,9 +24,8 @@ class MemoryEpochs(Method):
     uses_memory = True
 
     def __init__(self, inner: Method, epochs: int, arm: str = "") -> None:
-        super().__init__(inner.trainee, {})
-        self._arm, self._ranks = arm, Ranks()
-        self.inner, self.epochs = inner, epochs
+        super().__init__(inner)
+        self._arm, self._ranks, self.epochs = arm, Ranks(), epochs
         self.label, self.summary = inner.label, inner.summary  # type: ignore[misc]
 
     @property
@@ -35,23 +33,8 @@ class MemoryEpochs(Method):
         """The inner method's, where it has one: who merges is not watched a second time."""
         return self.inner.merger  # type: ignore[attr-defined]
 
-    def task(self, stage: Stage, index: int) -> AbstractContextManager[Any]:
-        return self.inner.task(stage, index)
-
-    def begin_stage(self, stage: Stage, index: int) -> None:
-        self.inner.begin_stage(stage, index)
-
-    def training_records(self, stage: Stage, index: int) -> list[Record]:
-        return self.inner.training_records(stage, index)
-
-    def after_backward(self) -> None:
-        self.inner.after_backward()
-
-    def after_update(self) -> None:
-        self.inner.after_update()
-
     def end_stage(self, stage: Stage, index: int) -> None:
-        self.inner.end_stage(stage, index)
+        super().end_stage(stage, index)
         memory, size = self.trainee.memory, self.trainee.config.batch
         if not len(memory):
             return
@@ -68,21 +51,6 @@ class MemoryEpochs(Method):
                 losses.append(self._update([dict(record) for record in records[at : at + size]]))
             made += len(losses)
             read_losses(losses, made, what, self._ranks)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.inner.load_state_dict(state)
-
-    def prepare(self, state: Mapping[str, Any]) -> None:
-        self.inner.prepare(state)
-
-    def merges(self) -> int:
-        return self.inner.merges()
-
-    def close(self) -> None:
-        self.inner.close()
 
     def _update(self, records: Sequence[Record]) -> Tensor:
         """One update on the mean loss of a batch's answer tokens; returns that loss, ()."""
