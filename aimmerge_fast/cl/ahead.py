@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from aimmerge_fast.cl.arm_folder import RESULT
-from aimmerge_fast.cl.checkpoint import read_json
 from aimmerge_fast.cl.config import ArmSpec, RunConfig
 from aimmerge_fast.cl.context import new_memory
 from aimmerge_fast.cl.cost import Speed, Tokens
@@ -17,6 +16,7 @@ from aimmerge_fast.cl.expected import Expected, Span
 from aimmerge_fast.cl.matching import merge_counts, with_counts
 from aimmerge_fast.cl.methods import Stage, method_class
 from aimmerge_fast.config import MAX_MERGE_AT
+from aimmerge_fast.durable.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

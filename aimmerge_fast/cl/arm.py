@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.arm_folder import ArmFolder
 from aimmerge_fast.cl.arm_progress import Progress
 from aimmerge_fast.cl.config import ArmSpec
@@ -27,6 +26,7 @@ from aimmerge_fast.cl.metrics import summary
 from aimmerge_fast.cl.plain import PlainTask, score_before, single_scores
 from aimmerge_fast.cl.selection import Best
 from aimmerge_fast.cl.training import fresh_moments, new_optimizer, read_losses, updates
+from aimmerge_fast.durable.tree import load_optimizer, packed_optimizer
 
 
 class Arm:
@@ -247,7 +247,7 @@ class Arm:
             {
                 "progress": dataclasses.asdict(self.progress),
                 "adapter": self.context.adapter_of(trainee.model),
-                "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
+                "optimizer": packed_optimizer(trainee.optimizer),
                 "memory": self.memory.state_dict(),
                 "method": self.method.state_dict(),
                 "best": self.best.state_dict(),
@@ -259,7 +259,7 @@ class Arm:
         self.memory.load_state_dict(saved["memory"])
         self.method.prepare(saved["method"])  # adapters that later stages added
         self.context.load_adapter(trainee.model, saved["adapter"])
-        checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
+        load_optimizer(trainee.optimizer, saved["optimizer"])
         self.method.load_state_dict(saved["method"])
         self.best.load_state_dict(saved["best"])
         self.context.view.line(

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.evaluate import TaskScore
+from aimmerge_fast.durable.files import json_line, write_bytes, write_json
+from aimmerge_fast.durable.tree import load_tree, save_tree
 from aimmerge_fast.events import EventLog, read_events
 from aimmerge_fast.report import summarise
 
@@ -25,14 +26,14 @@ class ArmFolder:
     def saved(self) -> dict[str, Any] | None:
         """The state of the last save; None where nothing was saved."""
         path = self.path / STATE
-        return checkpoint.load_tree(path) if path.is_file() else None
+        return load_tree(path) if path.is_file() else None
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Replace the saved state; it remembers how far the events had come."""
         if self._is_main:
             events = self.path / EVENTS
             size = events.stat().st_size if events.is_file() else 0
-            checkpoint.save_tree(self.path / STATE, {**state, "events_bytes": size})
+            save_tree(self.path / STATE, {**state, "events_bytes": size})
 
     def open_events(self, saved: Mapping[str, Any] | None) -> EventLog:
         """The event file, cut back to the save: the updates after it are made again."""
@@ -64,9 +65,9 @@ class ArmFolder:
 
     def save_predictions(self, found: TaskScore, stage: str, task: str) -> None:
         if self._is_main:
-            lines = "".join(checkpoint.json_line(row) for row in found.predictions)
+            lines = "".join(json_line(row) for row in found.predictions)
             path = self.path / "predictions" / stage / f"{task}.jsonl"
-            checkpoint.write_bytes(path, lines.encode())
+            write_bytes(path, lines.encode())
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        checkpoint.write_json(self.path / RESULT, result)
+        write_json(self.path / RESULT, result)

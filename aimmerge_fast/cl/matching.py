@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aimmerge_fast.cl.checkpoint import read_json
 from aimmerge_fast.cl.config import ArmSpec
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.methods import method_class
 from aimmerge_fast.cl.methods.aim import AIMMerging
 from aimmerge_fast.cl.methods.controls import Control
 from aimmerge_fast.config import MAX_MERGE_AT
+from aimmerge_fast.durable.files import read_json
 
 
 def check_match(spec: ArmSpec, arms: Sequence[ArmSpec]) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.data import TaskData
 from aimmerge_fast.cl.evaluate import TaskScore
@@ -22,6 +21,8 @@ from aimmerge_fast.cl.methods.base import Stage, Trainee
 from aimmerge_fast.cl.methods.seqlora import SeqLoRA
 from aimmerge_fast.cl.selection import Best
 from aimmerge_fast.cl.training import new_optimizer, read_losses, updates
+from aimmerge_fast.durable.files import read_json, write_json
+from aimmerge_fast.durable.tree import load_optimizer, load_tree, packed_optimizer, save_tree
 
 STATE, SCORE = "state.safetensors", "score.json"
 
@@ -62,7 +63,7 @@ class PlainTask:
         best = Best(trainee, context.ranks)
         if saved is not None:
             context.load_adapter(model, saved["adapter"])
-            checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
+            load_optimizer(trainee.optimizer, saved["optimizer"])
             best.load_state_dict(saved["best"])
         stage = Stage(self.task.name, (self.task,))
         context.view.begin_stage("plain", self.seed, stage.name, 0, [stage], steps)
@@ -118,18 +119,18 @@ class PlainTask:
 
     def _saved(self) -> dict[str, Any] | None:
         path = self.folder / STATE
-        return checkpoint.load_tree(path) if path.is_file() else None
+        return load_tree(path) if path.is_file() else None
 
     def _save(self, trainee: Trainee, best: Best, losses: list[float], seconds: float) -> None:
         if self.context.ranks.is_main:
             tree = {
                 "adapter": self.context.adapter_of(trainee.model),
-                "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
+                "optimizer": packed_optimizer(trainee.optimizer),
                 "best": best.state_dict(),
                 "losses": losses,
                 "seconds": seconds,
             }
-            checkpoint.save_tree(self.folder / STATE, tree)
+            save_tree(self.folder / STATE, tree)
 
 
 def score_before(context: Context, task: TaskData, model: Any) -> TaskScore:
@@ -172,7 +173,7 @@ def _held(context: Context, folder: Path) -> AbstractContextManager[None]:
 
 def _scored(folder: Path) -> dict[str, Any] | None:
     path = folder / SCORE
-    return checkpoint.read_json(path) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def _kept_score(context: Context, folder: Path, task: TaskData, model: Any) -> TaskScore:
@@ -183,5 +184,5 @@ def _kept_score(context: Context, folder: Path, task: TaskData, model: Any) -> T
             return TaskScore(**known)
         found = context.evaluate(model, task)
         if context.ranks.is_main:
-            checkpoint.write_json(folder / SCORE, dataclasses.asdict(found))
+            write_json(folder / SCORE, dataclasses.asdict(found))
         return found

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aimmerge_fast.cl.ahead import Ahead, ArmPlan
-from aimmerge_fast.cl.checkpoint import read_json
 from aimmerge_fast.cl.config import RunConfig
 from aimmerge_fast.cl.cost import Speed, count_tokens, load_encoder, matmul_speed
 from aimmerge_fast.cl.data import TaskData
@@ -23,6 +22,7 @@ from aimmerge_fast.cl.report.blocks import Bullets, Section, Table, cells
 from aimmerge_fast.cl.report.terminal import show_section
 from aimmerge_fast.cl.runner import SETTINGS, VERSION, check_arms
 from aimmerge_fast.cl.streams import Stream
+from aimmerge_fast.durable.files import read_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimmerge_fast.cl import checkpoint, models
+from aimmerge_fast.cl import models
 from aimmerge_fast.cl.arm_folder import RESULT
 from aimmerge_fast.cl.config import RunConfig, build
 from aimmerge_fast.cl.data import TaskData, load_stream
@@ -20,6 +20,7 @@ from aimmerge_fast.cl.report.blocks import Section, Table, cells, number
 from aimmerge_fast.cl.report.terminal import show_section
 from aimmerge_fast.cl.runner import SETTINGS, VERSION
 from aimmerge_fast.cl.streams import stream
+from aimmerge_fast.durable.files import json_line, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +108,7 @@ def _run(out: Path) -> dict[str, Any]:
     path = out / SETTINGS
     if not path.is_file():
         raise ValueError(f"{out} holds no run: there is no {SETTINGS}")
-    found = checkpoint.read_json(path)
+    found = read_json(path)
     if found.get("version") != VERSION:
         raise ValueError(f"{out} holds a run of version {found.get('version')!r}, not {VERSION}")
     return found
@@ -143,7 +144,7 @@ def _records(
 def _saved(out: Path, tasks: Sequence[str]) -> Iterator[Saved]:
     """Every adapter of the run folder, by arm, seed and stage."""
     for path in sorted(out.glob(f"*/{RESULT}")):
-        entry = checkpoint.read_json(path)
+        entry = read_json(path)
         for folder in sorted((path.parent / "adapters").glob("*/adapter_config.json")):
             number, _, stage = folder.parent.name.partition("-")
             row = entry["scores"][int(number) - 1] if int(number) <= len(entry["scores"]) else []
@@ -204,7 +205,7 @@ def _write(
     parts = (f"{saved.arm}-s{saved.seed}", f"{saved.number}-{saved.stage}", how["split"])
     name = "-".join([*parts, how["dtype"], str(how["items"] or "all")])
     path = out / FOLDER / f"{name}.json"
-    found = checkpoint.read_json(path) if path.is_file() else {"tasks": {}}
+    found = read_json(path) if path.is_file() else {"tasks": {}}
     entry: dict[str, Any] = {
         "version": VERSION,
         "arm": saved.arm,
@@ -216,9 +217,9 @@ def _write(
     }
     for task in data:
         score = scores[task.name]
-        lines = "".join(map(checkpoint.json_line, score.predictions))
+        lines = "".join(map(json_line, score.predictions))
         file = f"{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', task.name)}.jsonl"
-        checkpoint.write_bytes(out / FOLDER / file, lines.encode())
+        write_bytes(out / FOLDER / file, lines.encode())
         entry["tasks"][task.name] = {
             "score": score.score,
             "metric": task.metric,
@@ -227,7 +228,7 @@ def _write(
             "notes": list(task.notes),
             "predictions": file,
         }
-    checkpoint.write_json(path, entry)
+    write_json(path, entry)
     return {**entry, "file": str(path), "now": list(scores)}
 
 

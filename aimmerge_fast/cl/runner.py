@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from aimmerge_fast.cl import checkpoint
 from aimmerge_fast.cl.arm import Arm
 from aimmerge_fast.cl.arm_folder import RESULT
 from aimmerge_fast.cl.config import ArmSpec, RunConfig
@@ -24,6 +23,7 @@ from aimmerge_fast.cl.metrics import summary
 from aimmerge_fast.cl.parallel import Ranks
 from aimmerge_fast.cl.plain import single_scores, train_singles
 from aimmerge_fast.cl.prepare import prepare
+from aimmerge_fast.durable.files import read_json, write_json
 
 VERSION = 1
 SETTINGS, RESULTS = "run.json", "results.json"
@@ -111,8 +111,8 @@ def _claim(out: Path, context: Context) -> None:
             raise ValueError(f"{out} is not empty and holds no run; give another folder")
         with alone(out):
             if not path.is_file():
-                checkpoint.write_json(path, {**wanted, "settings": context.config.to_json()})
-    found = checkpoint.read_json(path)
+                write_json(path, {**wanted, "settings": context.config.to_json()})
+    found = read_json(path)
     if found.get("version") != VERSION:
         raise ValueError(
             f"{out} holds a run of version {found.get('version')!r}, this is version {VERSION}; "
@@ -162,7 +162,7 @@ def _claim_arm(arm: Arm, matched: bool) -> dict[str, Any]:
     path = arm.folder / RESULT
     if not path.is_file():
         return {}
-    found, spec = checkpoint.read_json(path), arm.spec
+    found, spec = read_json(path), arm.spec
     ratio = spec.memory_ratio or arm.context.config.memory_ratio
     known: list[tuple[str, list[Any]]] = [
         ("method", [spec.method]),
@@ -192,7 +192,7 @@ def collect(context: Context) -> dict[str, Any]:
 
 def _collected(context: Context) -> dict[str, Any]:
     config = context.config
-    arms = [checkpoint.read_json(path) for path in sorted(config.out.glob(f"*/{RESULT}"))]
+    arms = [read_json(path) for path in sorted(config.out.glob(f"*/{RESULT}"))]
     for arm in arms:  # a later call may have trained the tasks alone
         arm["single"] = single_scores(context, arm["seed"])
         if arm["finished"]:
@@ -225,7 +225,7 @@ def _collected(context: Context) -> dict[str, Any]:
         },
         "arms": arms,
     }
-    checkpoint.write_json(config.out / RESULTS, results)
+    write_json(config.out / RESULTS, results)
     return results
 
 

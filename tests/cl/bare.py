@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from aimmerge_fast.cl import checkpoint, models
+from aimmerge_fast.cl import models
 from aimmerge_fast.cl.context import new_memory
 from aimmerge_fast.cl.data import Record, TaskData
 from aimmerge_fast.cl.encode import AnswerLoss, Encoder
 from aimmerge_fast.cl.methods import Method, Stage, Trainee, method_class
 from aimmerge_fast.cl.parallel import Ranks
 from aimmerge_fast.cl.training import fresh_moments, new_optimizer, updates
+from aimmerge_fast.durable.tree import load_optimizer, load_tree, packed_optimizer, save_tree
 from aimmerge_fast.events import Event
 from tests.cl.tiny import make_config
 from tests.cl.tiny_models import causal_model, records, word_tokenizer
@@ -99,11 +100,11 @@ def adapter(trainee: Trainee) -> dict[str, torch.Tensor]:
 def save(path: Path, method: Method) -> None:
     """What an arm saves of a method."""
     trainee = method.trainee
-    checkpoint.save_tree(
+    save_tree(
         path,
         {
             "adapter": adapter(trainee),
-            "optimizer": checkpoint.packed_optimizer(trainee.optimizer),
+            "optimizer": packed_optimizer(trainee.optimizer),
             "memory": trainee.memory.state_dict(),
             "method": method.state_dict(),
         },
@@ -112,7 +113,7 @@ def save(path: Path, method: Method) -> None:
 
 def restore(path: Path, method: Method) -> None:
     """In the order of an arm."""
-    saved: Mapping[str, Any] = checkpoint.load_tree(path)
+    saved: Mapping[str, Any] = load_tree(path)
     trainee = method.trainee
     trainee.memory.load_state_dict(saved["memory"])
     method.prepare(saved["method"])
@@ -120,7 +121,7 @@ def restore(path: Path, method: Method) -> None:
     with torch.no_grad():
         for name, tensor in saved["adapter"].items():
             named[name].copy_(tensor)
-    checkpoint.load_optimizer(trainee.optimizer, saved["optimizer"])
+    load_optimizer(trainee.optimizer, saved["optimizer"])
     method.load_state_dict(saved["method"])
 
 

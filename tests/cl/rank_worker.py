@@ -17,8 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from aimmerge_fast.cl import arm, context, runner
-from aimmerge_fast.cl.checkpoint import save_tree
 from aimmerge_fast.cl.parallel import Ranks
+from aimmerge_fast.durable.tree import save_tree
 from tests.cl.tiny import make_config
 
 ARMS = ("replay", "aim:s_init=2", {"method": "random", "settings": {"match": "aim-s_init=2"}})

@@ -121,8 +121,9 @@ def test_rows_of_a_probe_that_was_no_number_count_once() -> None:
     work = bench()
     method = work.method("aim", max_bad_probes=50)
     train(method, FIRST, 0, 3)
-    loss = method.merger.rehearsal._loss_fn
-    method.merger.rehearsal._loss_fn = lambda model, batch: loss(model, batch) * float("nan")
+    passes = method.merger.rehearsal._passes
+    loss = passes.loss_fn
+    passes.loss_fn = lambda model, batch: loss(model, batch) * float("nan")
     train(method, SECOND, 1, 4)
     assert sum(isinstance(event, Skip) for event in work.events) == 4
     assert work.trainee.rows["probe"] == 4 * 4

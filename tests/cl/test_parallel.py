@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from aimmerge_fast.cl import parallel, runner
-from aimmerge_fast.cl.checkpoint import load_tree
 from aimmerge_fast.cl.parallel import Ranks
+from aimmerge_fast.durable.tree import load_tree
 from tests.cl.rank_worker import ARMS, SETTINGS
 from tests.cl.tiny import make_config, make_data, make_model
 

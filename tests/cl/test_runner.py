@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from aimmerge_fast.cl import arm, context, plain, runner
-from aimmerge_fast.cl.checkpoint import load_tree
 from aimmerge_fast.cl.methods.seqlora import SeqLoRA
+from aimmerge_fast.durable.tree import load_tree
 from tests.cl.tiny import ARMS, finished_run, make_config, make_data
 
 FOLDERS = ("seqlora-s42", "replay-s42", "aim-s_init=2-s42")

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from aimmerge_fast import cli
 from aimmerge_fast.cl import arm, plain, report, runner
-from aimmerge_fast.cl.checkpoint import load_tree
 from aimmerge_fast.controller import BadProbes, MergeRejected
+from aimmerge_fast.durable.tree import load_tree
 from tests.cl.test_runner_resume import content, same
 from tests.cl.tiny import finished_run, make_config, poisoned
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from aimmerge_fast.cl import arm, context, plain, progress, runner
-from aimmerge_fast.cl.checkpoint import load_tree
+from aimmerge_fast.durable.tree import load_tree
 from aimmerge_fast.kernels.layout import offset_in_state
 from tests.cl.tiny import ARMS, finished_run, make_config
 

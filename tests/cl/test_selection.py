@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from aimmerge_fast.cl import runner, selection
-from aimmerge_fast.cl.checkpoint import load_tree
 from aimmerge_fast.cl.context import Context
 from aimmerge_fast.cl.methods import Trainee
 from aimmerge_fast.cl.plain import train_singles
 from aimmerge_fast.cl.selection import Best, dev_loss
 from aimmerge_fast.cl.training import new_optimizer
+from aimmerge_fast.durable.tree import load_tree
 from tests.cl.tiny import finished_run, make_config
 
 

@@ -77,7 +77,7 @@ def write_demo(folder: Path, seed: int = 42) -> DemoFiles:
 
 def _require_same(folder: Path, seed: int) -> None:
     """``ValueError`` unless the demo in ``folder`` would be written as it is."""
-    from aimmerge_fast.cl.checkpoint import read_json
+    from aimmerge_fast.durable.files import read_json
 
     seeds = read_json(folder / "run" / "run.json").get("settings", {}).get("seeds")
     if seeds != [seed]:

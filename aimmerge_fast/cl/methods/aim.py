@@ -111,6 +111,7 @@ class AIMMerging(Method):
             loss_fn=trainee.loss,
             callbacks=[trainee.emit, self._count],
             fusion=self.fusion(),
+            process_group=None,  # every rank rehearses all rows: ``Ranks`` keeps them equal
         )
 
     def _count(self, event: Event) -> None:

@@ -33,6 +33,7 @@ class Monitor(Wrapper):
             collate=trainee.collate,
             loss_fn=trainee.loss,
             callbacks=[trainee.emit, self._count],
+            process_group=None,
         )
         if self._saved is not None:
             self.merger.load_state_dict(self._saved)

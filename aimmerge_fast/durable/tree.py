@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aimmerge_fast.durable.files import Broken, write_bytes
+
 VERSION = 1
 _TENSOR = "__tensor__"
+_SCALARS = {int, float, str, bool, type(None)}
 
 
 def save_tree(path: Path, tree: Mapping[str, Any]) -> None:
@@ -36,7 +38,8 @@ def save_tree(path: Path, tree: Mapping[str, Any]) -> None:
 def load_tree(path: Path) -> dict[str, Any]:
     """What ``save_tree`` wrote, tensors on the CPU.
 
-    Raises: OSError when there is no file; ValueError when it is damaged or of another version.
+    Raises: FileNotFoundError when there is no file; Broken, naming the file, when it is damaged or
+        of another version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -47,54 +50,21 @@ def load_tree(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"saved state {path} is damaged: {error}") from None
+        raise Broken(f"saved state {path} is damaged: {error}") from None
     text = metadata.get("tree", "")
     if not text or metadata.get("sha256") != _digest(text, tensors):
-        raise ValueError(f"saved state {path} is damaged: its content does not match its sha256")
-    document = json.loads(text)
-    if document["version"] != VERSION:
-        raise ValueError(f"saved state {path} is of version {document['version']}, not {VERSION}")
-    tree: dict[str, Any] = _join(document["tree"], tensors)
+        raise Broken(f"saved state {path} is damaged: its content does not match its sha256")
+    try:
+        document = json.loads(text)
+        version = document["version"]
+        tree = _join(document["tree"], tensors) if version == VERSION else None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Broken(f"saved state {path} is damaged: {error!r}") from None
+    if version != VERSION:
+        raise Broken(f"saved state {path} is of version {version}, not {VERSION}")
+    if not isinstance(tree, dict):
+        raise Broken(f"saved state {path} is damaged: it holds no tree")
     return tree
-
-
-def write_json(path: Path, content: Any) -> None:
-    """``content`` as JSON, written aside and renamed: a reader never sees half of it."""
-    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; ``ValueError`` names a file that holds something else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise ValueError(f"{path} is damaged: {error}; put a copy of it back") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no object; put a copy of it back")
-    return found
-
-
-def json_line(row: Mapping[str, Any]) -> str:
-    """One line of a JSONL file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)  # makes the rename itself durable
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def packed_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -108,6 +78,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) 
 
 
 def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if type(value) in _SCALARS:  # a generator's state is a list of many
+        return value
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()  # no storage is shared
@@ -119,6 +91,12 @@ def _split(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {key: _split(item, tensors) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_split(item, tensors) for item in value]
+    if not isinstance(value, (str, int, float)):
+        kind = type(value).__name__
+        raise TypeError(
+            f"a saved state holds dicts, lists, JSON scalars and tensors, not a {kind}; convert it "
+            "first (array.tolist(), torch.from_numpy)"
+        )
     return value
 
 

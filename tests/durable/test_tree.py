@@ -9,12 +9,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from aimmerge_fast.cl import checkpoint
-from aimmerge_fast.cl.checkpoint import load_tree, save_tree
+from aimmerge_fast.durable import tree as saved_tree
+from aimmerge_fast.durable.files import Broken, read_json, write_json
+from aimmerge_fast.durable.tree import load_optimizer, load_tree, packed_optimizer, save_tree
 
 TENSORS: dict[str, Tensor] = {
     "matrix": torch.arange(6.0).reshape(2, 3),
@@ -133,7 +135,7 @@ def test_a_state_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_state_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "VERSION", 9)
+    monkeypatch.setattr(saved_tree, "VERSION", 9)
     save_tree(tmp_path / "s", {"a": 1})
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"is of version 9, not 1"):
@@ -155,6 +157,13 @@ def test_keys_that_json_cannot_keep(tmp_path: Path, tree: dict[Any, Any]) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("value", [np.zeros(2), np.int64(3), {1, 2}, b"bytes"])
+def test_values_that_json_cannot_keep(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"not a {type(value).__name__}; convert it"):
+        save_tree(tmp_path / "s", {"a": [value]})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_write_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,9 +182,9 @@ def test_a_failed_write_leaves_the_old_state(
 
 
 def test_json_refuses_what_json_does_not_have(tmp_path: Path) -> None:
-    checkpoint.write_json(tmp_path / "a.json", {"a": 1})
+    write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        checkpoint.write_json(tmp_path / "a.json", {"a": float("nan")})
+        write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
 
@@ -193,14 +202,12 @@ def test_an_optimizer_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
     whole, _ = trained(7)
     half, optimizer = trained(3)
-    save_tree(
-        tmp_path / "s", {"p": half, "o": checkpoint.packed_optimizer(optimizer), "none": None}
-    )
+    save_tree(tmp_path / "s", {"p": half, "o": packed_optimizer(optimizer), "none": None})
     found = load_tree(tmp_path / "s")
     fresh, again = trained(0)
     with torch.no_grad():
         fresh.copy_(found["p"])
-    checkpoint.load_optimizer(again, found["o"])
+    load_optimizer(again, found["o"])
     advance(fresh, again, 4)
     assert torch.equal(fresh, whole)
 
@@ -210,6 +217,29 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "some.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"some.json is damaged: "):
-        checkpoint.read_json(path)
-    checkpoint.write_json(path, {"a": [1]})
-    assert checkpoint.read_json(path) == {"a": [1]}
+        read_json(path)
+    write_json(path, {"a": [1]})
+    assert read_json(path) == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        "3",
+        '{"version": 1}',
+        '{"version": 1, "tree": []}',
+        '{"version": 1, "tree": {"a": {"__tensor__": "7"}}}',
+        '{"version": 1, "tree": {"a": {"__tensor__": []}}}',
+        '{"version": 1, "tree": ' + "[" * 9000,
+    ],
+)
+def test_a_text_that_is_no_tree_is_damage(tmp_path: Path, text: str) -> None:
+    """Its sha256 fits, as in a file that somebody made."""
+    from safetensors.torch import save_file
+
+    metadata = {"tree": text, "sha256": saved_tree._digest(text, {})}
+    save_file({}, tmp_path / "s", metadata=metadata)
+    with pytest.raises(Broken, match=r"saved state .*/s is damaged: "):
+        load_tree(tmp_path / "s")
