@@ -119,18 +119,22 @@ def test_refusal_names_what_is_wrong(case: str) -> None:
         discover(make(), adapters)
 
 
-def test_dtensor_is_named(tmp_path: Any) -> None:
+def test_of_a_dtensor_the_shard_is_bound_and_a_summand_is_refused(tmp_path: Any) -> None:
     distributed = pytest.importorskip("torch.distributed")
     if not distributed.is_available():
         pytest.skip("torch without distributed")
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
     store = distributed.FileStore(str(tmp_path / "store"), 1)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         shard = nn.Parameter(distribute_tensor(torch.zeros(4), mesh))
-        with pytest.raises(ValueError, match=r"'w' is a .*DTensor.*local shards"):
-            discover(one(shard))
+        found = discover(one(shard))
+        found.flat()[0].fill_(3.0)
+        assert shard.full_tensor().tolist() == [3.0] * 4
+        summand = nn.Parameter(DTensor.from_local(torch.zeros(4), mesh, [Partial()]))
+        with pytest.raises(ValueError, match=r"'w' is a DTensor.*summand"):
+            discover(one(summand))
     finally:
         distributed.destroy_process_group()

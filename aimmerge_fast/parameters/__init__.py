@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aimmerge_fast.parameters.models import ModelSlots
+from aimmerge_fast.parameters.shards import as_local
 from aimmerge_fast.parameters.slots import (
     DTYPES,
     Slot,
@@ -22,6 +23,7 @@ from aimmerge_fast.parameters.slots import (
     short,
     tabulate,
 )
+from aimmerge_fast.parameters.stale import Copies
 
 __all__ = ["DTYPES", "Parameters", "Slot", "discover"]
 
@@ -31,24 +33,30 @@ class Parameters:
 
     names: tuple[str, ...]
 
-    def __init__(self, find: Callable[[], list[Slot]]) -> None:
-        self._find = find
+    def __init__(
+        self, find: Callable[[], list[Slot]], guard: Callable[[], None] = lambda: None
+    ) -> None:
+        self._find, self._guard = find, guard
         self._adopt(tabulate(find()))
 
     def tensors(self) -> list[Tensor]:
         """The current tensors, in the order of ``names``."""
         return [slot.read() for slot in self._table.slots]
 
+    def locals(self) -> list[Tensor]:
+        """``tensors()``, of sharded ones (FSDP2) what this rank holds: plain memory."""
+        return [as_local(tensor) for tensor in self.tensors()]
+
     def flat(self) -> list[Tensor]:
-        """Detached views ``(numel,)`` of the tensors' dense memory, in memory order."""
+        """Detached views ``(numel,)`` of the dense memory of ``locals()``, in memory order."""
         return [
             tensor.detach().as_strided((tensor.numel(),), (1,), tensor.storage_offset())
-            for tensor in self.tensors()
+            for tensor in self.locals()
         ]
 
     def addresses(self) -> tuple[int, ...]:
         """Address of each tensor's first element (0 where it has none)."""
-        return tuple([tensor.data_ptr() for tensor in self.tensors()])
+        return tuple([tensor.data_ptr() for tensor in self.locals()])
 
     def devices(self) -> list[torch.device]:
         """Each device once, in the order in which the tensors name them."""
@@ -70,15 +78,21 @@ class Parameters:
         Raises:
             RuntimeError: naming the first parameter of which this is not so; nothing is changed.
         """
+        self._guard()
         if self._in_place():
             return True
         self._rebind()
         return False
 
+    def drop_stale_copies(self) -> None:
+        """Make other libraries forget their copies of what was just written."""
+        self._copies.drop()
+
     def _adopt(self, table: Table) -> None:
         self._table = table
         self.names = tuple(slot.name for slot in table.slots)
         every = [*table.slots, *(slot for slot, _ in table.ties)]
+        self._copies = Copies(every)
         self._edges = list({(id(e[0]), e[1]): e for slot in every for e in slot.trail}.values())
 
     def _in_place(self) -> bool:
@@ -87,15 +101,16 @@ class Parameters:
                 return False
         slots, bounds, ties = self._table
         for slot, bound in zip(slots, bounds, strict=True):
-            tensor = slot.read()
+            parameter = slot.read()
+            tensor = as_local(parameter)
             if (
                 tensor.data_ptr() != bound.address
                 or tensor.dtype is not bound.dtype
                 or tensor.shape != bound.shape
-                or not tensor.requires_grad
+                or not parameter.requires_grad
             ):
                 return False
-        return all(slot.read().data_ptr() == bounds[twin].address for slot, twin in ties)
+        return all(as_local(slot.read()).data_ptr() == bounds[twin].address for slot, twin in ties)
 
     def _rebind(self) -> None:
         old = self._table
@@ -141,11 +156,12 @@ def discover(
 
     Raises:
         ValueError: nothing to train; an adapter unknown, frozen, or merged into the base; a tensor
-            on meta, sparse, quantised, a DTensor or other subclass without plain memory, of another
-            dtype, no leaf, expanded, gapped or overlapping: named, with what to do.
+            on meta, sparse, quantised, a subclass without plain memory (a DTensor's shard has it),
+            of another dtype, no leaf, expanded, gapped or overlapping: named, with what to do.
     """
     if isinstance(model_or_parameters, nn.Module):
-        return Parameters(ModelSlots(model_or_parameters, adapters))
+        slots_of = ModelSlots(model_or_parameters, adapters)
+        return Parameters(slots_of, slots_of.require_unmerged)
     if adapters is not None:
         raise ValueError(f"adapters={adapters!r} needs the model that has them; pass the model")
     slots = _listed(model_or_parameters)

@@ -17,11 +17,15 @@ from aimmerge_fast.parameters.slots import Edge, Slot
 
 
 class _Survey(NamedTuple):
-    """The adapters of a model; ``holders`` are the paths of the dicts whose keys they are."""
+    """The adapters of a model and the layers that have them.
+
+    holders: paths of the dicts whose keys the adapters are.
+    """
 
     holders: set[str]
     known: dict[str, None]
     active: dict[str, None]
+    layers: list[Any]
 
 
 class ModelSlots:
@@ -48,9 +52,20 @@ class ModelSlots:
     def __call__(self) -> list[Slot]:
         return [slot for _, slot in self._walk()]
 
+    def require_unmerged(self) -> None:
+        """``RuntimeError`` naming an adapter that was merged into the base since the last walk.
+
+        A write to it now would be lost in the base weights when it is taken out of them again.
+        """
+        for layer in self._layers:
+            try:
+                _require_unmerged(layer)
+            except ValueError as error:
+                raise RuntimeError(str(error)) from None
+
     def _walk(self) -> Iterator[tuple[str | None, Slot]]:
         """Yield ``(adapter or None, slot)`` in the model's order."""
-        holders = _survey(self._model).holders
+        holders, _, _, self._layers = _survey(self._model)
         modules = dict(self._model.named_modules())
         for path, owner in modules.items():
             for key, parameter in owner._parameters.items():
@@ -102,14 +117,19 @@ def _survey(model: nn.Module) -> _Survey:
             if isinstance(holder, (nn.ModuleDict, nn.ParameterDict)):
                 holders[id(holder)] = holder
                 active |= dict.fromkeys(layer.active_adapters)
-        if getattr(layer, "merged_adapters", None):
-            raise ValueError(
-                f"adapter {layer.merged_adapters[0]!r} is merged into the base weights; call "
-                "model.unmerge_adapter() first"
-            )
+        _require_unmerged(layer)
     paths = {name for name, module in model.named_modules() if id(module) in holders}
     known = dict.fromkeys(key for holder in holders.values() for key in holder)
-    return _Survey(paths, known, active)
+    return _Survey(paths, known, active, [x for x in layers if hasattr(x, "merged_adapters")])
+
+
+def _require_unmerged(layer: Any) -> None:
+    merged = getattr(layer, "merged_adapters", None)
+    if merged:
+        raise ValueError(
+            f"adapter {merged[0]!r} is merged into the base weights; call "
+            "model.unmerge_adapter() first"
+        )
 
 
 def _peft_classes() -> tuple[type, ...]:

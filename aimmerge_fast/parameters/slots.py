@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from aimmerge_fast.parameters.shards import as_local, is_dtensor, is_partial
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: (children of a module, the name of one, that child as it was found)
@@ -68,7 +70,7 @@ def tabulate(slots: list[Slot]) -> Table:
         names.add(slot.name)
         bound = _bind(tensor)
         # Every empty tensor has address 0: only the very same object is the same empty tensor.
-        size = tensor.nbytes
+        size = as_local(tensor).nbytes
         key = (bound.device, bound.address, size, bound.dtype) if size else (id(tensor),)
         if key in owners:
             table.ties.append((slot, owners[key]))
@@ -81,6 +83,7 @@ def tabulate(slots: list[Slot]) -> Table:
 
 
 def _bind(tensor: Tensor) -> Bound:
+    tensor = as_local(tensor)
     order = tuple(
         step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
     )
@@ -89,6 +92,12 @@ def _bind(tensor: Tensor) -> Bound:
 
 def _fault(tensor: Tensor) -> str | None:
     """Why the kernels cannot work on this tensor's memory; None when they can."""
+    if is_dtensor(tensor):
+        if is_partial(tensor):
+            return "is a DTensor of which each rank holds a summand; only shards and replicas merge"
+        if not tensor.is_leaf:
+            return "is the result of an operation, not a leaf; pass the parameter it was made from"
+        tensor = as_local(tensor)
     kind = type(tensor)
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or nn.parameter.is_lazy(tensor):
         return (
@@ -127,7 +136,7 @@ def _stride_fault(tensor: Tensor) -> str | None:
 
 def _require_disjoint(table: Table) -> None:
     spans = sorted(
-        (str(bound.device), bound.address, bound.address + slot.read().nbytes, slot.name)
+        (str(bound.device), bound.address, bound.address + as_local(slot.read()).nbytes, slot.name)
         for slot, bound in zip(table.slots, table.bound, strict=True)
     )
     for (device, _, end, name), (device2, start, _, name2) in itertools.pairwise(spans):
@@ -139,7 +148,7 @@ def _require_disjoint(table: Table) -> None:
 
 
 def require_same_kind(slot: Slot, bound: Bound) -> None:
-    tensor = slot.read()
+    tensor = as_local(slot.read())
     for what, was, now in (
         ("shape", tuple(bound.shape), tuple(tensor.shape)),
         ("dtype", short(bound.dtype), short(tensor.dtype)),
