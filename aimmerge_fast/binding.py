@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from aimmerge_fast import kernels
 from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.distributed import Processes
 from aimmerge_fast.parameters import discover
+from aimmerge_fast.parameters.shards import is_first_replica, is_sharded
+from aimmerge_fast.wrapping import Wrapped
 
 
 class Binding:
@@ -24,23 +27,27 @@ class Binding:
 
     def __init__(
         self,
-        model: Any,
+        wrapped: Wrapped,
         config: AIMConfig,
         adapters: str | Sequence[str] | None,
         backend: str,
         optimizer: torch.optim.Optimizer | None,
+        processes: Processes,
     ) -> None:
-        self.parameters = discover(model, adapters)
+        self._wrapped, self._processes = wrapped, processes
+        wrapped.reshard()
+        self.parameters = discover(wrapped.inner, adapters)
         self._optimizer = optimizer
         self._stale = False
         self._require_optimized()
+        self.sharded = self._settle_shards(config)
         devices = self.parameters.devices()
         self.choice = kernels.choose(backend, devices[0])
         tables = self.tables()
         # Zeroed, so that a saved state holds no bytes of chance.
         self.anchors = [kernels.new_arena(table).zero_() for table in tables]
         self.mids = [kernels.new_arena(table).zero_() for table in tables]
-        several = len(tables) > 1
+        several = len(tables) > 1 or not processes.alone
         self.states = [kernels.new_state(config, defer=several, device=d) for d in devices]
         self.backends = [kernels.choose(backend, device).name for device in devices]
         self._engines = [
@@ -49,8 +56,9 @@ class Binding:
                 self.backends, tables, self.anchors, self.mids, self.states, strict=True
             )
         ]
+        exchange = None if processes.alone else processes.partials
         self.engine: kernels.Engine = (
-            kernels.Group(self._engines, self.states) if several else self._engines[0]
+            kernels.Group(self._engines, self.states, exchange) if several else self._engines[0]
         )
 
     def heal(self) -> None:
@@ -59,6 +67,7 @@ class Binding:
         Raises:
             RuntimeError: naming a parameter that cannot be bound, or that the optimizer lacks.
         """
+        self._wrapped.reshard()  # an evaluation may have left parameters gathered
         if not self.parameters.check():
             self._stale = True  # until every engine knows, even if a caller catches an error below
         if not self._stale:
@@ -79,23 +88,70 @@ class Binding:
             kernels.copy_out(table, anchor)
         self.bump_versions()
 
+    def restore_mid(self) -> None:
+        """live, anchor <- mid: the snapshot of an open merge."""
+        for anchor, mid, table in zip(self.anchors, self.mids, self.tables(), strict=True):
+            kernels.copy_out(table, mid)
+            anchor.copy_(mid)
+        self.bump_versions()
+
+    def require_equal_ranks(self) -> None:
+        """``PeerError`` naming a rank whose replica of the parameters is not that of rank 0."""
+        if self._processes.alone or self.sharded:
+            return
+        digest = hashlib.sha256()
+        for tensor in self.parameters.flat():
+            digest.update(tensor.cpu().view(torch.uint8).numpy().tobytes())
+        self._processes.require_equal("other trainable parameters", digest.digest())
+
     def require_finite(self) -> None:
-        """``ValueError`` naming the first parameter with a non-finite entry."""
-        for name, tensor in zip(self.parameters.names, self.parameters.flat(), strict=True):
-            if not bool(torch.isfinite(tensor).all()):
-                raise ValueError(
-                    f"parameter {name!r} holds non-finite entries; a task must start from finite "
-                    "weights"
-                )
+        """``ValueError`` naming the first parameter with a non-finite entry, on all ranks alike."""
+        named = zip(self.parameters.names, self.parameters.flat(), strict=True)
+        bad = next((name for name, tensor in named if not torch.isfinite(tensor).all()), None)
+        ranks = self._processes.where(bad is not None)
+        if not ranks:
+            return
+        found = "a parameter" if bad is None else f"parameter {bad!r}"
+        if not self._processes.alone:
+            found += f" of rank {', '.join(map(str, ranks))}"
+        raise ValueError(f"{found} holds non-finite entries; a task must start from finite weights")
 
     def bump_versions(self) -> None:
-        """Tell autograd that the parameters changed: our writes go past its version counters."""
-        torch.autograd.graph.increment_version(self.parameters.tensors())
+        """Tell autograd that the parameters changed, past its version counters, and drop copies."""
+        torch.autograd.graph.increment_version(self.parameters.locals())
+        self.parameters.drop_stale_copies()
 
     def tables(self) -> list[list[torch.Tensor]]:
         """Flat views of the parameters, one list per device."""
         flat = self.parameters.flat()
         return [[t for t in flat if t.device == device] for device in self.parameters.devices()]
+
+    def _settle_shards(self, config: AIMConfig) -> bool:
+        """Whether ranks hold shards; tells the peers whose count."""
+        tensors = self.parameters.tensors()
+        sharded = [is_sharded(tensor) for tensor in tensors]
+        if any(sharded) and not all(sharded):
+            name = self.parameters.names[sharded.index(False)]
+            raise ValueError(
+                f"parameter {name!r} is whole on every rank where others are sharded: let FSDP2 "
+                "shard all that trains, or none of it"
+            )
+        if not any(sharded):
+            first = self._processes.rank == 0
+        elif self._processes.alone:
+            raise ValueError(
+                "the parameters are sharded over ranks that this merger does not know: leave "
+                "process_group='auto'"
+            )
+        else:
+            first = is_first_replica(tensors[0])
+        if any(sharded) and config.memory_optimizer != "shared":
+            raise ValueError(
+                f"memory_optimizer={config.memory_optimizer!r} copies moments, which is not "
+                "supported for sharded ones (FSDP2): use 'shared'"
+            )
+        self._processes.share_layout(replicated=not any(sharded), owner=first)
+        return any(sharded)
 
     def _require_optimized(self) -> None:
         if self._optimizer is None:

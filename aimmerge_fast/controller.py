@@ -1,4 +1,4 @@
-"""The host's half of the controller: launches, counts, reads records, turns them into events.
+"""The host's half of the controller: launches, counts, and waits where it must.
 
 All state that decides anything lives in the state tensor beside the kernels. The host reads the
 records that have arrived at every call and waits only where the run-ahead rule says so.
@@ -6,21 +6,20 @@ records that have arrived at every call and waits only where the run-ahead rule 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from aimmerge_fast import events, kernels
 from aimmerge_fast.config import AIMConfig
+from aimmerge_fast.distributed import CLOSE, OBSERVE, OPEN, Processes
 from aimmerge_fast.events import Event
 from aimmerge_fast.kernels.layout import RING_SIZE
-from aimmerge_fast.mailbox import Mailbox, Record
-from aimmerge_fast.runahead import RunAhead, Verdict
+from aimmerge_fast.reader import RecordReader
+from aimmerge_fast.runahead import Verdict
 
-#: What a rejection at open and one at close leave behind.
-_PUT_BACK = "the parameters are back on the anchor"
-_KEPT = "live and anchor are the snapshot theta_j"
+#: Records: so many updates after the last of ``max_bad_probes`` losses, several ranks raise.
+_LAG = 4
 
 
 class MergeRejected(FloatingPointError):
@@ -31,7 +30,7 @@ class BadProbes(FloatingPointError):
     """``max_bad_probes`` history losses in a row were not finite."""
 
 
-class Controller:
+class Controller(RecordReader):
     """Drives one engine (a backend's, or a group of them) through the steps and merges of tasks.
 
     Args:
@@ -39,6 +38,7 @@ class Controller:
         engine: runs the ops.
         states: state tensors of the engine, the first one's ring is read.
         emit: called with every event, in order.
+        processes: whose losses and partial results count; None: this one's alone.
     """
 
     def __init__(
@@ -47,25 +47,13 @@ class Controller:
         engine: kernels.Engine,
         states: Sequence[torch.Tensor],
         emit: Callable[[Event], None],
+        processes: Processes | None = None,
     ) -> None:
-        self._config = config
+        super().__init__(config, states[0], emit, processes or Processes(None))
         self._engine = engine
         self._states = states
-        self._emit = emit
-        self.mailbox = Mailbox(states[0])
-        self.host = RunAhead(config)
-        self.launched = 0  # records that the device was asked for
         self.observed = 0  # history losses launched in this task
-        self.reported = 0  # steps of the task whose records were consumed
-        self.bad_in_a_row = 0
         self.is_open = False
-        self.open_known = True  # the open record of the current merge was consumed
-        self.merge_steps = 0
-        self.task = ""
-        self.rejected: str | None = None  # what to raise once nothing is open
-        self.bad_probes: str | None = None  # what to raise at the next decision
-        self._last_kind = "collect"
-        self._merge = 0  # number of the newest merge
         self.captured = False  # a CUDA graph holds an observe(): replays launch, due() counts
         self._kept: list[torch.Tensor] = []  # the losses that graphs read
         devices = [state.device for state in states]
@@ -87,12 +75,34 @@ class Controller:
 
     # ---- one step ------------------------------------------------------------------------
 
-    def observe(self, loss: torch.Tensor) -> None:
-        """Launch the judgement of one history loss."""
+    def observe(self, loss: torch.Tensor, items: torch.Tensor | float | None = None) -> None:
+        """Launch the judgement of one history loss: of several ranks the mean over all items.
+
+        ``loss``: () the mean where ``items`` is None, else a sum of items of this rank.
+        """
         self._make_room()
+        device = self._states[0].device
+        if self._processes.alone:
+            # a copy to the CPU must have arrived when the host reads it
+            loss = loss.to(device, non_blocking=device.type != "cpu")
+        else:
+            self._exchange(OBSERVE)
+            loss = self._processes.mean(loss, items, device)
         self._engine.observe_(loss)
         self.launched += 1
         self.observed += 1
+
+    def _exchange(self, kind: int) -> None:
+        """The next exchange between ranks stands behind the record launched next."""
+        self._processes.at(self.launched + 1, kind, self.host.steps)
+
+    def leave_ranks(self, why: str) -> None:
+        """End an open merge on this rank alone; nothing is exchanged with the others any more."""
+        self.is_open = False
+        self._processes.leave(
+            f"{why} inside a merge, at update {self.host.steps}: the parameters are theta_j, the "
+            "other ranks are elsewhere; start all ranks again from the last checkpoint"
+        )
 
     def capture(self, loss: torch.Tensor) -> None:
         """``observe`` into the CUDA graph that is being captured: nothing runs, nothing counts.
@@ -101,10 +111,11 @@ class Controller:
             RuntimeError: a loss on another device, or parameters on several.
         """
         devices = [state.device for state in self._states]
-        if len(devices) > 1 or loss.device != devices[0]:
+        if len(devices) > 1 or loss.device != devices[0] or not self._processes.alone:
             raise RuntimeError(
-                f"observe() in a CUDA graph takes a loss on the parameters' one device, got one on "
-                f"{loss.device} for {', '.join(map(str, devices))}; call it outside the graph"
+                "observe() in a CUDA graph takes one process and a loss on the parameters' one "
+                f"device, got one on {loss.device} for {', '.join(map(str, devices))} in "
+                f"{self._processes.world} ranks; call it outside the graph"
             )
         self._engine.observe_(loss)
         self._kept.append(loss)
@@ -132,8 +143,30 @@ class Controller:
         if self.captured:
             self._check_replays()
             self._make_room()  # for the next replay, which cannot ask
-        self.raise_bad_probes()
+        if self._bad_probes_are_known():
+            self.raise_bad_probes()
         return verdict is Verdict.CERTAIN
+
+    def _bad_probes_are_known(self) -> bool:
+        """Whether they may be raised now: on every rank at the same update.
+
+        When a record arrives differs from rank to rank, so one counts when it is ``_LAG`` old.
+        """
+        if self._processes.alone:
+            return True
+        old = self.launched - _LAG
+        self.mailbox.wait_until(max(0, old))
+        self.drain()
+        return self.bad_at <= old
+
+    def _read_alike(self) -> None:
+        """Read what has arrived; of several ranks all of it, or one would raise without the others.
+
+        It is once or twice a merge that ranks wait for their devices.
+        """
+        if not self._processes.alone:
+            self.finish_records()
+        self.drain()
 
     def _check_replays(self) -> None:
         if self.mailbox.read == self.launched and self.mailbox.peek() is not None:
@@ -159,10 +192,11 @@ class Controller:
         """
         self.merge_steps = self.host.merge_memory_steps()
         self._make_room()
+        self._exchange(OPEN)
         self._engine.open_()
         self.launched += 1
         self.is_open, self.open_known = True, False
-        self.drain()
+        self._read_alike()
         if self.rejected and self._config.on_reject == "raise":
             self.close()
         return self.merge_steps
@@ -184,14 +218,15 @@ class Controller:
         """
         self.learn_open()
         self._make_room()
+        self._exchange(CLOSE)
         self._engine.close_()
         self.launched += 1
         self.is_open = False
         if not_finite:
             self.finish_records()
-        self.drain()
+        self._read_alike()
         if not_finite:
-            self._note_rejection(self._merge, not_finite, "close", _KEPT)
+            self._note_rejection(self._merge, not_finite, "close")
         self.raise_rejection()
 
     def abandon(self) -> None:
@@ -213,6 +248,8 @@ class Controller:
         """Raise what the records said of non-finite history losses; never inside a merge."""
         message, self.bad_probes = self.bad_probes, None
         if message:
+            if not self._processes.alone:  # which of these were read by now differs
+                self.bad_until = self.launched
             raise BadProbes(message)
 
     def restart_interval(self, *, keep_progress: bool = False) -> None:
@@ -233,19 +270,6 @@ class Controller:
             )
         self.is_open, self.open_known, self.rejected = False, True, None
 
-    # ---- records -------------------------------------------------------------------------
-
-    def drain(self) -> None:
-        """Consume every record that has arrived and that the host has acted up to."""
-        while (record := self.mailbox.peek()) is not None:
-            if record.is_step and self.reported == self.host.steps:
-                return  # a probe launched ahead of its update
-            self._consume(record)
-
-    def finish_records(self) -> None:
-        """Wait until the device has posted everything that was launched."""
-        self.mailbox.wait_until(self.launched)
-
     def _forget_unread(self) -> None:
         """Go on behind the newest record, replays that nobody counted included; blocks."""
         posted = int(kernels.read_state(self._states[0])["state"]["sequence"])
@@ -255,85 +279,3 @@ class Controller:
         if self.launched - self.mailbox.read >= RING_SIZE - 1:
             self.mailbox.wait_for(self.mailbox.read + 1)
             self.drain()
-
-    def _consume(self, record: Record) -> None:
-        self.mailbox.advance()
-        if record.is_step:
-            self._consume_step(record)
-        elif record.is_open:
-            self._consume_open(record)
-        elif self._config.schedule != "monitor":
-            self._emit(events.Close(self.task, self.reported, record.merge))
-            if record.reject:
-                self._note_rejection(record.merge, record.reject, "close", _KEPT)
-
-    def _consume_step(self, record: Record) -> None:
-        self.reported += 1
-        self._last_kind = record.kind
-        self.host.learn(record.t, record.F)
-        threshold = None if math.isnan(record.threshold) else record.threshold
-        head = (self.task, self.reported, record.t, record.S, record.F)
-        self._emit(events.Probe(*head, record.loss, threshold, record.kind))
-        if math.isfinite(record.loss):
-            self.bad_in_a_row = 0
-            return
-        self.bad_in_a_row += 1
-        self._emit(events.Skip(self.task, self.reported, record.t, record.loss, self.bad_in_a_row))
-        if self.bad_in_a_row >= self._config.max_bad_probes:
-            count, self.bad_in_a_row = self.bad_in_a_row, 0
-            self.bad_probes = (
-                f"task {self.task!r}, step {self.reported}: the last {count} history losses were "
-                f"not finite (the newest is {record.loss}); look at the model's weights and at the "
-                "memory's records, or raise max_bad_probes"
-            )
-
-    def _consume_open(self, record: Record) -> None:
-        self.open_known = True
-        self._merge = record.merge
-        self.host.begin_interval(record.next_S)
-        if self._config.policy == "released":
-            self.host.memory_steps = record.memory_steps
-        if record.kind == "measure":
-            signal = record.l1 / record.t
-            self._emit(events.Measure(self.task, self.reported, record.t, record.l1, signal))
-        elif record.reject:
-            self._note_rejection(record.merge, record.reject, "open", _PUT_BACK)
-        else:
-            self._emit(self._open_event(record))
-
-    def _open_event(self, record: Record) -> events.Open:
-        return events.Open(
-            task=self.task,
-            step=self.reported,
-            merge=record.merge,
-            kind=record.kind,
-            t=record.t,
-            S=record.S,
-            F=record.F,
-            l1=record.l1,
-            learning_signal=self._learning_signal(record),
-            alpha_new=record.loss,
-            alpha_past=record.threshold,
-            memory_steps=self.merge_steps,
-            next_S=record.next_S,
-            next_memory_steps=record.memory_steps,
-            cold=record.cold,
-            L_up=record.L_up,
-            L_down=record.L_down,
-            case=record.case,
-        )
-
-    def _learning_signal(self, record: Record) -> float:
-        unplanned = self._config.schedule in ("at", "random", "single")
-        planned = self._config.policy == "released" and not unplanned
-        steps = record.S if planned and record.kind != "merge_final" else record.t
-        return record.l1 / steps if steps else 0.0
-
-    def _note_rejection(self, merge: int, entries: int, half: str, outcome: str) -> None:
-        self._emit(events.Reject(self.task, self.reported, merge, half, entries))
-        what = "theta_j" if half == "open" else "the fused result"
-        self.rejected = (
-            f"task {self.task!r}, step {self.reported}: the merge was rejected at {half}, "
-            f"{entries} entries of {what} are not finite; {outcome}. Lower the learning rate "
-            "or clip gradients, or set on_reject='continue' to go on from here"
-        )

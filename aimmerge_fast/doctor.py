@@ -17,7 +17,10 @@ from rich.text import Text
 
 from aimmerge_fast import kernels
 
-PACKAGES = ("aimmerge_fast", "torch", "triton", "transformers", "peft", "numpy", "safetensors")
+PACKAGES = (
+    *("aimmerge_fast", "torch", "triton", "numpy", "safetensors"),
+    *("transformers", "trl", "accelerate", "peft"),
+)
 BUILD_INFO = Path(__file__).with_name("_build_info.json")
 
 

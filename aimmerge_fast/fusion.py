@@ -78,6 +78,10 @@ class Importances:
                 f"fusion= replaces the weights alpha: set alpha_new=1.0 (it is {config.alpha_new}) "
                 f"and a schedule that merges (it is {config.schedule!r})"
             )
+        if binding.sharded:
+            raise ValueError(
+                "fusion= needs all entries on every rank, and these are sharded (FSDP2): use DDP"
+            )
         if not optimizers:
             raise ValueError("fusion= reads the gradients at each update: give optimizer=")
         self.settings, self._binding = settings, binding

@@ -12,21 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from aimmerge_fast import events, state
+from aimmerge_fast import agreement, events, state
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import BadProbes, Controller, MergeRejected
+from aimmerge_fast.distributed import Processes
 from aimmerge_fast.events import Event, EventLog
 from aimmerge_fast.fusion import EntryFusion, new_importances
 from aimmerge_fast.memory import RehearsalMemory
-from aimmerge_fast.protocol import MergeProtocol
-from aimmerge_fast.rehearsal import Collate, LossFn, Rehearsal, default_loss
+from aimmerge_fast.passes import Collate, Items, LossFn, Passes, default_loss, shifts_labels
+from aimmerge_fast.rehearsal import Rehearsal
 from aimmerge_fast.report import MergeReport, summarise
+from aimmerge_fast.tasks import TaskProtocol
+from aimmerge_fast.wrapping import Wrapped
 
 log = logging.getLogger(__name__)
 
 
-class FastAIMMerger(MergeProtocol):
+class FastAIMMerger(TaskProtocol):
     """Merges a model with its recent past while it trains, at moments it chooses itself.
 
     ::
@@ -46,7 +49,8 @@ class FastAIMMerger(MergeProtocol):
     A custom loop calls ``observe(loss)``, ``due()``, ``open_merge()`` and ``close_merge()`` itself.
 
     Args:
-        model: a PEFT model, any module (full fine-tuning), or an iterable of parameters.
+        model: a PEFT model, any module (full fine-tuning), or an iterable of parameters; of several
+            ranks the one that trains: wrapped in DDP, or sharded by FSDP2.
         config: the method's settings.
         optimizer: the loop's optimiser; memory steps use it too. Needed by ``step()``.
         collate: list of memory records -> batch. Needed by ``step()``.
@@ -58,11 +62,19 @@ class FastAIMMerger(MergeProtocol):
         events: path of an ``events.jsonl`` to append to.
         callbacks: called with every event (see ``aimmerge_fast.events``).
         fusion: weigh every entry by its importance instead of alpha; needs ``alpha_new=1.0``.
+        items: batch -> how many items its mean loss is over, to weigh ranks and micro-batches; by
+            default labels that are not -100, else records.
+        micro_batch: records of a forward at most; history and memory batches are cut to it.
+        process_group: ``auto`` (torch.distributed's where it has several ranks), None (this process
+            alone, whatever else runs), or a group. Every rank draws the same records and passes
+            its share of them; decisions are the same bits on all.
+        timeout: seconds for which another rank may keep this one waiting; then it is named.
+        tasks_before: tasks of the stream that earlier mergers trained.
 
     Raises:
-        ValueError: nothing trainable, an unsupported parameter, an optimizer without the
+        ValueError: nothing trainable, an unsupported parameter or wrapper, an optimizer without the
             parameters, an unknown backend. RuntimeError: a backend that cannot work here.
-            OSError: events file not writable.
+            PeerError: ranks with another config or model. OSError: events file not writable.
     """
 
     def __init__(
@@ -80,22 +92,30 @@ class FastAIMMerger(MergeProtocol):
         events: str | Path | None = None,
         callbacks: Sequence[Callable[[Event], None]] = (),
         fusion: EntryFusion | None = None,
+        items: Items | None = None,
+        micro_batch: int | None = None,
+        process_group: Any = "auto",
+        timeout: float = 600.0,
+        tasks_before: int = 0,
     ) -> None:
         self.config = config if config is not None else AIMConfig()
         if not isinstance(self.config, AIMConfig):
             raise TypeError(f"config must be an AIMConfig, got {type(self.config).__name__}")
-        self.binding = Binding(model, self.config, adapters, backend, optimizer)
+        _refuse_accelerated(optimizer)
+        self.processes = Processes(process_group, timeout)
+        wrapped = Wrapped(model)
+        wrapped.require_peers(self.processes.world)
+        settings = {"micro_batch": micro_batch, "tasks_before": tasks_before, "adapters": adapters}
+        agreement.require_same_settings(self.processes, self.config, fusion, **settings)
+        self.binding = Binding(wrapped, self.config, adapters, backend, optimizer, self.processes)
+        agreement.require_same_model(self.processes, self.binding, scaler)
         self.rehearsal: Rehearsal | None = None
         if optimizer is not None and collate is not None:
+            losses = (loss_fn or default_loss, items, micro_batch)
+            passes = Passes(collate, *losses, self.processes, shifts_labels(wrapped.inner))
+            devices = self.binding.parameters.devices()
             self.rehearsal = Rehearsal(
-                model,
-                self.config,
-                optimizer,
-                collate,
-                loss_fn or default_loss,
-                scaler,
-                autocast,
-                self.binding.parameters.devices(),
+                wrapped, self.config, optimizer, passes, scaler, autocast, devices
             )
         memory_optimizer = self.rehearsal.memory_optimizer if self.rehearsal else None
         self.importances = new_importances(
@@ -106,9 +126,9 @@ class FastAIMMerger(MergeProtocol):
         if events is not None:
             self._sinks.append(EventLog(events))
         self.controller = Controller(
-            self.config, self.binding.engine, self.binding.states, self._emit
+            self.config, self.binding.engine, self.binding.states, self._emit, self.processes
         )
-        self.position = state.Position()
+        self.position = state.Position(tasks_begun=tasks_before, tasks_done=tasks_before)
         self.resumed: dict[str, Any] | None = None
         log.info("aimmerge_fast: %s (%s)", self.binding.choice.name, self.binding.choice.reason)
 
@@ -131,16 +151,21 @@ class FastAIMMerger(MergeProtocol):
                 yield self
                 self._finish_interval()
                 self.position.tasks_done += 1
+            except (RuntimeError, TimeoutError) as error:
+                self.processes.reraise(error, "a collective of the training loop")
             finally:
                 self.position.in_task = False
         self._emit(events.TaskEnd(name, self.controller.host.steps))
 
-    def step(self, history_loss: torch.Tensor | None = None) -> bool:
-        """Call once after each optimiser update; returns whether a merge was made.
+    def step(
+        self, history_loss: torch.Tensor | None = None, items: torch.Tensor | float = 1.0
+    ) -> bool:
+        """Call once after each optimiser update, on every rank; returns whether a merge was made.
 
         Args:
             history_loss: () fp32, only with ``probe="in_batch"``: the loss of history rows that
                 were in the training batch.
+            items: of several ranks, what this one's ``history_loss`` is the mean of.
 
         Raises:
             RuntimeError: outside a task. ValueError: loss given or missing against ``probe``.
@@ -157,9 +182,10 @@ class FastAIMMerger(MergeProtocol):
                 + ("needs the history loss: step(loss)" if in_batch else "takes no history loss")
             )
         if history_loss is not None:
-            self.observe(history_loss)
+            self.observe(history_loss, items)
         elif self.config.probe == "after":
-            self.observe(self._rehearsal().probe())
+            self._require_observable()
+            self._observe(*self._rehearsal().probe())
         elif self.controller.observed <= self.controller.host.steps and not self.controller.is_open:
             self._probe_ahead()  # the last call ended in an exception: better late than never
         try:
@@ -190,8 +216,7 @@ class FastAIMMerger(MergeProtocol):
         """
         if self.resumed is not None:
             return copy.deepcopy(self.resumed)  # loaded, but its task was not entered yet
-        parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
-        saved = state.save(*parts)
+        saved = state.save(self._parts())
         if self.importances is not None:
             saved["fusion"] = self.importances.state_dict()
         return saved
@@ -207,85 +232,21 @@ class FastAIMMerger(MergeProtocol):
         if self.position.in_task:
             raise RuntimeError("load_state_dict() inside a task: load before entering task()")
         state.check_fusion(saved, self.importances)
-        parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
-        self.resumed = state.load(saved, *parts)
+        self.resumed = state.load(saved, self._parts())
         if self.importances is not None:
             self.importances.load_state_dict(saved["fusion"])
 
     # ---- internals -------------------------------------------------------------------------
 
-    def _begin_task(self, name: str, memory: RehearsalMemory | None) -> None:
-        if self.position.in_task:
-            raise RuntimeError(
-                f"task {name!r} inside task {self.controller.task!r}: leave it first"
-            )
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"a task's name must be a non-empty string, got {name!r}")
-        monitors = self._check_memory(name, memory)
-        if self.resumed is not None:
-            self._go_on(name, memory, self.resumed)
-        else:
-            self.binding.heal()
-            self.binding.require_finite()
-            self.controller.begin_task(name, self.position.tasks_begun)
-            self.binding.set_anchor()
-            self._forget_importances()
-            self.position.probe_pending = False
-            if memory is not None and monitors:
-                self._rehearsal().begin_task(memory, self.position.tasks_begun)
-                self._probe_ahead()  # what is wrong with the batches shows here, before the task
-            self.position.monitors = monitors
-            self.position.tasks_begun += 1
-            size = len(memory) if memory is not None else 0
-            self._emit(events.TaskBegin(name, 0, size, self._settings()))
-        self.position.in_task = True
+    def _parts(self) -> state.Parts:
+        parts = (self.config, self.position, self.binding, self.controller, self.rehearsal)
+        return state.Parts(*parts, self.processes)
 
-    def _settings(self) -> dict[str, Any]:
-        """The config, and the fusion where there is one: its merges are no-ops by alpha alone."""
-        settings = self.config.to_dict()
-        if self.importances is not None:
-            settings["fusion"] = self.importances.settings.to_dict()
-        return settings
 
-    def _go_on(self, name: str, memory: RehearsalMemory | None, saved: dict[str, Any]) -> None:
-        """Enter the task that the loaded state was saved in."""
-        state.enter(saved, name, memory, self.rehearsal)
-        self.resumed = None
-        self.position.in_task = True
-        try:
-            if self.controller.is_open and self.position.steps_made is not None:
-                self._rehearse(self.controller.merge_steps)  # saved inside a merge of step()
-            ahead = self.position.probe_pending or self.controller.is_open
-            if self.position.monitors and not ahead:
-                self._probe_ahead()  # saved between a merge and the probe after it
-        except BaseException:
-            self.position.in_task = False
-            raise
-
-    def _check_memory(self, name: str, memory: RehearsalMemory | None) -> bool:
-        if memory is None:
-            return False
-        if not isinstance(memory, RehearsalMemory):
-            raise TypeError(f"memory must be a RehearsalMemory, got {type(memory).__name__}")
-        if len(memory) == 0 and (self.position.tasks_done > 0 and self.resumed is None):
-            raise ValueError(
-                f"task {name!r}: the memory is empty though a task was trained before; call "
-                "memory.add(task, records) after each task, or pass memory=None for plain training"
-            )
-        if len(memory):
-            self._rehearsal()
-        return len(memory) > 0
-
-    def _finish_interval(self) -> None:
-        """The end of a task: merge what is unfinished if asked, forget the probe ahead."""
-        final = self.config.schedule == "single" or self.config.merge_at_task_end
-        if self.controller.is_open:
-            raise RuntimeError("the task ended inside an open merge: call close_merge() first")
-        if self.position.probe_pending:
-            self.controller.restart_interval(keep_progress=True)
-            self.position.probe_pending = False
-        self.controller.finish_records()
-        self.controller.drain()
-        self.controller.raise_bad_probes()
-        if final and self.position.monitors and self.controller.host.t > 0:
-            self._merge()
+def _refuse_accelerated(optimizer: object) -> None:
+    if type(optimizer).__name__ == "AcceleratedOptimizer":
+        raise ValueError(
+            "optimizer is Accelerate's wrapper, which skips or rescales steps by its own rules: "
+            "use integrations.accelerate.AccelerateMerger, or give optimizer.optimizer and "
+            "scaler=accelerator.scaler"
+        )

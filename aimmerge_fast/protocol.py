@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
 
 import torch
 
@@ -14,8 +15,10 @@ from aimmerge_fast import events, kernels
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import Controller
+from aimmerge_fast.distributed import PeerError, Processes
 from aimmerge_fast.events import Event
 from aimmerge_fast.fusion import Importances
+from aimmerge_fast.passes import weighed
 from aimmerge_fast.rehearsal import Rehearsal
 from aimmerge_fast.state import Position
 
@@ -26,6 +29,7 @@ class MergeProtocol:
     config: AIMConfig
     binding: Binding
     controller: Controller
+    processes: Processes
     rehearsal: Rehearsal | None
     position: Position
     importances: Importances | None  # of a fusion entry by entry
@@ -33,8 +37,11 @@ class MergeProtocol:
 
     # ---- the pieces of a step, for custom loops --------------------------------------------
 
-    def observe(self, history_loss: torch.Tensor) -> None:
+    def observe(self, history_loss: torch.Tensor, items: torch.Tensor | float = 1.0) -> None:
         """Give the controller one history loss, a floating-point scalar tensor; never waits.
+
+        Of several ranks each gives the mean loss of its rows and, as ``items``, what that is the
+        mean of (labels that count, or rows); judged is the mean over all of them.
 
         While a CUDA graph is captured nothing is judged: every later replay of the graph judges
         what the tensor then holds, and ``due()`` follows each replay once.
@@ -44,14 +51,11 @@ class MergeProtocol:
             self.controller.capture(history_loss.detach())
             return
         self._require_task("observe()", capturable=True)
-        if self.controller.is_open:
-            raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
-        if self.controller.observed > self.controller.host.steps:
-            raise RuntimeError(
-                "observe() although a history loss waits for its update (under probe='before' "
-                "step() observes ahead): call due() or step() first"
-            )
-        self._observe(history_loss)
+        self._require_observable()
+        if self.processes.alone:
+            self._observe(history_loss, None)
+        else:
+            self._observe(weighed(history_loss, items), items)
 
     def due(self) -> bool:
         """Count one update and say whether to merge now (under ``monitor``: to measure)."""
@@ -87,6 +91,10 @@ class MergeProtocol:
             self.controller.restart_interval(keep_progress=True)
         try:
             return self.controller.open()
+        except PeerError:  # live is theta_j
+            self._forget_importances()
+            self.controller.leave_ranks("another rank is gone")
+            raise
         except BaseException:
             self._forget_importances()
             raise
@@ -146,16 +154,41 @@ class MergeProtocol:
                 with rehearsal.memory_phase():
                     for position.steps_made in range(made + 1, memory_steps + 1):
                         rehearsal.memory_step()
-        except BaseException:
+        except BaseException as error:
             self._forget_importances()
-            self.controller.abandon()
-            self.binding.bump_versions()
-            raise
+            if self.processes.alone:
+                self.controller.abandon()
+                self.binding.bump_versions()
+                raise
+            self._leave_at_snapshot(error)
         finally:
             position.steps_made = None
         self.close_merge()
 
+    def _leave_at_snapshot(self, error: BaseException) -> NoReturn:
+        """A memory step failed on this rank; was it for another one that is gone, it is named."""
+        try:
+            self._stay_at_snapshot()
+            place = f"a memory step after update {self.controller.host.steps}"
+            self.processes.reraise(error, place)
+        finally:
+            why = f"a memory step failed on this rank ({type(error).__name__})"
+            self.controller.leave_ranks(why)
+
+    def _stay_at_snapshot(self) -> None:
+        """live, anchor <- theta_j on this rank; a failed pass may have left shards gathered."""
+        self.binding.heal()
+        self.binding.restore_mid()
+
     def _close(self) -> None:
+        try:
+            self._fuse()
+        except PeerError:  # live may be fused here and not elsewhere
+            self._stay_at_snapshot()
+            self.controller.leave_ranks("another rank is gone")
+            raise
+
+    def _fuse(self) -> None:
         """The engine's fusion, or ours: alpha = (1, 0) then installs what we put into mid."""
         if self.importances is None:
             self.controller.close()
@@ -185,20 +218,18 @@ class MergeProtocol:
 
     def _probe_ahead(self) -> None:
         if self.config.probe == "before":
-            self._observe(self._rehearsal().probe())
+            self._observe(*self._rehearsal().probe())
             self.position.probe_pending = True
 
     def _renew_probe(self) -> None:
         """The probe ahead was forgotten for a merge that the caller asked for."""
-        if self.position.probe_pending and not self.controller.is_open:
+        gone = self.controller.is_open or self.processes.gone
+        if self.position.probe_pending and not gone:
             self._probe_ahead()
 
-    def _observe(self, loss: torch.Tensor) -> None:
+    def _observe(self, loss: torch.Tensor, items: torch.Tensor | float | None) -> None:
         kernels.check_loss(loss)
-        device = self.binding.states[0].device
-        # a copy to the CPU must have arrived when the host reads it
-        moved = loss.detach().to(device, non_blocking=device.type != "cpu")
-        self.controller.observe(moved)
+        self.controller.observe(loss.detach(), items)
 
     def _rehearsal(self) -> Rehearsal:
         if self.rehearsal is None:
@@ -207,6 +238,15 @@ class MergeProtocol:
                 "observe(), due(), open_merge() and close_merge() in a task without memory"
             )
         return self.rehearsal
+
+    def _require_observable(self) -> None:
+        if self.controller.is_open:
+            raise RuntimeError("observe() between open_merge() and close_merge(): close it first")
+        if self.controller.observed > self.controller.host.steps:
+            raise RuntimeError(
+                "observe() although a history loss waits for its update (under probe='before' "
+                "step() observes ahead): call due() or step() first"
+            )
 
     def _require_task(self, what: str, *, capturable: bool = False) -> None:
         if not self.position.in_task:

@@ -16,38 +16,19 @@ from torch import nn
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.memory import MemoryStream, RehearsalMemory
+from aimmerge_fast.passes import Batch, HistoryLoss, Part, Passes
 from aimmerge_fast.randomness import PrivateRandomness
-
-Batch = Any
-Collate = Callable[[list[Any]], Batch]
-LossFn = Callable[[Any, Batch], torch.Tensor]
-
-
-def default_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """``model(**batch).loss``, as Hugging Face models return it."""
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"collate returned {type(batch).__name__}; without loss_fn it must return a dict of "
-            "the model's inputs"
-        )
-    loss = getattr(model(**batch), "loss", None)
-    if not isinstance(loss, torch.Tensor):
-        raise TypeError(
-            "the model's output has no .loss; include labels in the batch or pass "
-            "loss_fn=lambda model, batch: …"
-        )
-    return loss
+from aimmerge_fast.wrapping import Wrapped
 
 
 class Rehearsal:
     """Runs the model on memory records.
 
     Args:
-        model: what ``loss_fn`` is called with.
+        wrapped: the model: memory steps run it as it is wrapped, probes what is inside.
         config: batch sizes, optimiser mode, clipping, seeds.
         optimizer: steps the memory batches (see ``AIMConfig.memory_optimizer``).
-        collate: list of records -> batch.
-        loss_fn: (model, batch) -> scalar loss.
+        passes: how drawn records become batches, and what the loss of a batch is.
         scaler: a GradScaler of the training loop, used for the memory steps too.
         autocast: makes the context in which forwards run.
         devices: devices of the parameters, the first receives the batches.
@@ -55,18 +36,18 @@ class Rehearsal:
 
     def __init__(
         self,
-        model: Any,
+        wrapped: Wrapped,
         config: AIMConfig,
         optimizer: torch.optim.Optimizer,
-        collate: Collate,
-        loss_fn: LossFn,
+        passes: Passes,
         scaler: torch.amp.GradScaler | None,
         autocast: Callable[[], AbstractContextManager[Any]] | None,
         devices: list[torch.device],
     ) -> None:
-        self._model, self._config = model, config
-        self._collate, self._loss_fn, self._scaler = collate, loss_fn, scaler
+        self._wrapped, self._model, self._config = wrapped, wrapped.inner, config
+        self._passes, self._scaler = passes, scaler
         self._autocast = autocast or nullcontext
+        model = self._model
         if not isinstance(model, nn.Module):
             raise ValueError(
                 "rehearsal (optimizer= and collate=) runs the model, so give the module itself, "
@@ -95,10 +76,13 @@ class Rehearsal:
         self.streams: dict[str, MemoryStream] = {
             name: memory.stream(name, fresh=fresh, salt=task) for name in ("probe", "memory")
         }
+        own = seed + 1_000 * self._passes.processes.rank  # ranks drop out entries of their own
         self.randomness = {
-            name: PrivateRandomness(seed + offset, self._devices)
-            for offset, name in enumerate(("probe", "memory"))
+            "probe": PrivateRandomness(own, self._devices),
+            "memory": PrivateRandomness(own + 1, self._devices),
         }
+        if self._passes.deals:  # every rank collates every rank's records, to the same batches
+            self.randomness["collate"] = PrivateRandomness(seed + 2, self._devices)
 
     def state_dict(self) -> dict[str, Any]:
         """Cursors and random states of the task, JSON-able but for the tensors."""
@@ -128,9 +112,11 @@ class Rehearsal:
     def load_state_dict(self, saved: dict[str, Any], memory: RehearsalMemory, task: int) -> None:
         """Go on with task number ``task`` where ``state_dict`` left off."""
         self.begin_task(memory, task)
-        for name in self.streams:
-            self.streams[name].load_state_dict(saved["streams"][name])
-            self.randomness[name].load_state_dict(saved["randomness"][name])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(saved["streams"][name])
+        for name, randomness in self.randomness.items():
+            if name in saved["randomness"]:  # without micro_batch nothing is collated apart
+                randomness.load_state_dict(saved["randomness"][name])
         moments = saved["saved_moments"]
         self.saved_moments = _unpacked(moments) if moments else None
 
@@ -142,14 +128,17 @@ class Rehearsal:
     def load_optimizer_state(self, saved: dict[str, Any]) -> None:
         self.memory_optimizer.load_state_dict(_unpacked(saved))
 
-    def probe(self) -> torch.Tensor:
-        """Loss of one history batch, without a graph; () on the model's device."""
-        records = self._config.history_batch
+    def probe(self) -> HistoryLoss:
+        """Loss of one history batch, of it this rank's rows, without a graph."""
+        parts = self._draw("probe", self._config.history_batch)
         with ExitStack() as stack:
+            stack.callback(self._wrapped.reshard)
             stack.enter_context(self.randomness["probe"].swapped_in())
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._probing_mode())
-            return self._loss("probe", records).detach()
+            return self._passes.added(
+                (self._loss(self._model, part.batch()).detach(), part.items) for part in parts
+            )
 
     @contextmanager
     def memory_phase(self) -> Iterator[None]:
@@ -157,7 +146,7 @@ class Rehearsal:
         stepped = [p for group in self.optimizer.param_groups for p in group["params"]]
         # also what another optimiser trains: a backward pass reaches it too
         parameters = list(dict.fromkeys([*stepped, *self._trained]))
-        gradients = [p.grad for p in parameters]
+        gradients = self._wrapped.kept_gradients(parameters)
         for parameter in parameters:
             parameter.grad = None
         self.save_moments()
@@ -186,11 +175,11 @@ class Rehearsal:
         if optimizer is not self.optimizer:
             self._follow_training()
         self.optimizer.zero_grad(set_to_none=True)
+        parts = self._draw("memory", self._config.memory_batch)
         with self.randomness["memory"].swapped_in(), torch.enable_grad():
-            loss = self._loss("memory", self._config.memory_batch)
-            if self._config.policy == "released":
-                loss = loss / self._config.accumulation
-            (scaler.scale(loss) if scaler else loss).backward()
+            for part in parts:
+                with self._wrapped.accumulating(last=part is parts[-1]):
+                    self._backward(part)
         if self._config.max_grad_norm is not None:
             if scaler:
                 scaler.unscale_(optimizer)
@@ -202,6 +191,22 @@ class Rehearsal:
         else:
             optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _backward(self, part: Part) -> None:
+        loss = self._loss(self._wrapped.model, part.batch())
+        if part.weight is not None:
+            loss = loss * part.weight
+        if self._config.policy == "released":
+            loss = loss / self._config.accumulation
+        (self._scaler.scale(loss) if self._scaler else loss).backward()
+
+    def _draw(self, stream: str, records: int) -> list[Part]:
+        """This rank's passes over the next records of ``stream``."""
+        drawn = self.streams[stream].draw(records)
+        if not self._passes.deals:
+            return self._passes.deal(drawn)
+        with self.randomness["collate"].swapped_in():
+            return self._passes.deal(drawn)
 
     def _follow_training(self) -> None:
         """The separate optimiser takes over learning rates and parameters that were replaced."""
@@ -215,10 +220,9 @@ class Rehearsal:
                     mine["params"][index] = new
                     memory.state[new] = memory.state.pop(old, {})
 
-    def _loss(self, stream: str, records: int) -> torch.Tensor:
-        batch = self._collate(self.streams[stream].draw(records))
+    def _loss(self, model: Any, batch: Batch) -> torch.Tensor:
         with self._autocast():
-            loss = self._loss_fn(self._model, _to_device(batch, self._devices[0]))
+            loss = self._passes.loss_fn(model, _to_device(batch, self._devices[0]))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn must return a scalar tensor (the mean loss), got {got}")

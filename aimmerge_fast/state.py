@@ -7,7 +7,7 @@ scalars and flat tensors.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,15 +15,16 @@ from aimmerge_fast import kernels
 from aimmerge_fast.binding import Binding
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.controller import Controller
+from aimmerge_fast.distributed import Processes
 from aimmerge_fast.fusion import Importances
 from aimmerge_fast.memory import RehearsalMemory
 from aimmerge_fast.rehearsal import Rehearsal
 
-VERSION = 1
+VERSION = 2
 _HOST_FIELDS = ("S", "t", "steps", "known_t", "known_F", "memory_steps")
 _CONTROLLER_FIELDS = (
     *("launched", "observed", "reported", "bad_in_a_row", "is_open", "open_known"),
-    *("merge_steps", "task", "rejected", "bad_probes"),
+    *("merge_steps", "task", "rejected", "bad_probes", "bad_at", "bad_until"),
 )
 
 
@@ -37,6 +38,7 @@ class Position:
         monitors: this task has a memory, so probes and merges happen.
         probe_pending: ``probe="before"``: a probe was launched for the coming update.
         steps_made: memory steps made of a merge that ``step()`` drives; None outside one.
+        ending: the task was trained to its end, only its last merge may be under way.
     """
 
     tasks_begun: int = 0
@@ -45,21 +47,30 @@ class Position:
     monitors: bool = False
     probe_pending: bool = False
     steps_made: int | None = None
+    ending: bool = False
 
 
-def save(
-    config: AIMConfig,
-    position: Position,
-    binding: Binding,
-    controller: Controller,
-    rehearsal: Rehearsal | None,
-) -> dict[str, Any]:
-    """The state of a merger; blocks until the device has posted all it was asked for."""
+class Parts(NamedTuple):
+    """What a merger is made of."""
+
+    config: AIMConfig
+    position: Position
+    binding: Binding
+    controller: Controller
+    rehearsal: Rehearsal | None
+    processes: Processes
+
+
+def save(parts: Parts) -> dict[str, Any]:
+    """The state of a merger on this rank; blocks until the device has posted all it was asked."""
+    config, position, binding, controller, rehearsal, processes = parts
     controller.finish_records()
     controller.drain()
     rehearses = position.in_task and position.monitors and rehearsal is not None
     return {
         "version": VERSION,
+        "world": processes.world,
+        "rank": processes.rank,
         "config": config.to_dict(),
         "parameters": binding.parameters.signature(),
         **dataclasses.asdict(position),
@@ -74,16 +85,10 @@ def save(
     }
 
 
-def load(
-    saved: dict[str, Any],
-    config: AIMConfig,
-    position: Position,
-    binding: Binding,
-    controller: Controller,
-    rehearsal: Rehearsal | None,
-) -> dict[str, Any] | None:
+def load(saved: dict[str, Any], parts: Parts) -> dict[str, Any] | None:
     """Check ``saved``, then put it back; returns it when a task is to be entered, else None."""
-    _check(saved, config, binding, controller, rehearsal)
+    _check(saved, parts)
+    _, position, binding, controller, rehearsal, _ = parts
     binding.heal()
     for target, source in zip(binding.states, saved["states"], strict=True):
         kernels.load_state(target, source)
@@ -140,13 +145,8 @@ def enter(
     rehearsal.load_state_dict(saved["rehearsal"], memory, saved["tasks_begun"] - 1)
 
 
-def _check(
-    saved: dict[str, Any],
-    config: AIMConfig,
-    binding: Binding,
-    controller: Controller,
-    rehearsal: Rehearsal | None,
-) -> None:
+def _check(saved: dict[str, Any], parts: Parts) -> None:
+    config, _, binding, controller, rehearsal, processes = parts
     version = saved.get("version") if isinstance(saved, dict) else None
     if version != VERSION:
         raise ValueError(f"state of version {version!r}; this package reads version {VERSION}")
@@ -160,6 +160,7 @@ def _check(
             types[name] = (str, type(None))
         _check_types(f"the state's {part!r}", saved[part], types)
     _check_config(config, saved["config"])
+    _check_ranks(processes, saved["rank"], saved["world"])
     _check_parameters(binding.parameters.signature(), saved["parameters"])
     for name in ("states", "anchors", "mids"):
         mine, theirs = getattr(binding, name), saved[name]
@@ -179,8 +180,8 @@ _Types = dict[str, tuple[type, ...]]
 _TYPES: _Types = {
     **dict.fromkeys(("config", "controller", "host"), (dict,)),
     **dict.fromkeys(("parameters", "states", "anchors", "mids"), (list,)),
-    **dict.fromkeys(("in_task", "monitors", "probe_pending"), (bool,)),
-    **dict.fromkeys(("tasks_begun", "tasks_done", "records_read"), (int,)),
+    **dict.fromkeys(("in_task", "monitors", "probe_pending", "ending"), (bool,)),
+    **dict.fromkeys(("tasks_begun", "tasks_done", "records_read", "rank", "world"), (int,)),
     "steps_made": (int, type(None)),
     **dict.fromkeys(("rehearsal", "memory_optimizer"), (dict, type(None))),
 }
@@ -204,6 +205,14 @@ def _check_config(mine: AIMConfig, theirs: dict[str, Any]) -> None:
                 f"the state was saved with {name}={theirs.get(name)!r}, this merger has "
                 f"{name}={fields.get(name)!r}; build the merger with the saved config"
             )
+
+
+def _check_ranks(processes: Processes, rank: int, world: int) -> None:
+    if (rank, world) != (processes.rank, processes.world):
+        raise ValueError(
+            f"the state is that of rank {rank} of {world}, this is rank {processes.rank} of "
+            f"{processes.world}; go on with as many ranks, each with its own state"
+        )
 
 
 def _check_parameters(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:

@@ -72,11 +72,12 @@ def test_rollback_and_a_failing_memory_step_forget() -> None:
         bench.run(3, 2 + S - 1)
         bench.update(2 + S)
         theta_j = bench.flat()
-        rehearsal: Any = bench.merger.rehearsal
-        good, rehearsal._collate = rehearsal._collate, lambda records: 1 / 0
+        assert bench.merger.rehearsal is not None
+        passes: Any = bench.merger.rehearsal._passes
+        good, passes._collate = passes._collate, lambda records: 1 / 0
         with pytest.raises(ZeroDivisionError):
             bench.merger.step()
-        rehearsal._collate = good
+        passes._collate = good
         assert torch.equal(bench.flat(), theta_j)
         assert total(bench.importances()["new"]) == 0
 

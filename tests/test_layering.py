@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 #: Rooms by level. A room may import itself and what lies on lower levels, nothing beside it.
 LEVELS: dict[int, tuple[str, ...]] = {
     0: ("config", "events"),
-    1: ("parameters", "memory", "kernels", "reference", "report"),
+    1: ("parameters", "memory", "kernels", "reference", "report", "durable"),
     2: ("controller",),
     3: ("merger", "simulate", "doctor"),
     4: ("integrations",),
@@ -27,10 +27,14 @@ LEVELS: dict[int, tuple[str, ...]] = {
 }
 #: Files that furnish a room of another name.
 FURNITURE = {
-    **dict.fromkeys(("runahead", "mailbox"), "controller"),
     **dict.fromkeys(
-        ("binding", "fusion", "protocol", "randomness", "rehearsal", "state"), "merger"
+        ("runahead", "mailbox", "distributed", "groups", "presence", "reader"), "controller"
     ),
+    **dict.fromkeys(
+        ("agreement", "binding", "fusion", "passes", "protocol", "randomness", "rehearsal"),
+        "merger",
+    ),
+    **dict.fromkeys(("state", "tasks", "wrapping"), "merger"),
     "_native": "kernels",
 }
 LEVEL_OF = {room: level for level, rooms in LEVELS.items() for room in rooms}
@@ -51,6 +55,7 @@ def room_of(module: str) -> str | None:
     first = module.split(".")[0]
     if first in ("", "__init__"):
         return None
+    first = aimmerge_fast._HOMES.get(first, first)  # a public name
     room = FURNITURE.get(first, first)
     assert room in LEVEL_OF, f"{module!r} belongs to no room; give it one here"
     return room

@@ -189,6 +189,24 @@ def test_a_merge_asked_for_between_steps() -> None:
         assert [e.t for e in loop.of_type(Probe)] == [1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 1]
 
 
+def test_a_step_out_of_order_is_refused_and_training_goes_on() -> None:
+    loop = Loop(probe="after", s_init=4)
+    with loop.merger.task("one", loop.memory):
+        loop.train(2)
+        loop.update()
+        loop.merger.observe(torch.tensor(1.0))
+        with pytest.raises(RuntimeError, match="although a history loss waits for its update"):
+            loop.merger.step()
+        loop.merger.due()
+        loop.merger.open_merge()
+        with pytest.raises(RuntimeError, match="between open_merge"):
+            loop.merger.step()
+        loop.merger.close_merge()
+        loop.train(9)
+    assert len(loop.of_type(Probe)) == 12
+    assert len(loop.of_type(Close)) >= 2
+
+
 def test_monitor_measures_and_never_merges() -> None:
     loop = Loop(schedule="monitor")
     assert loop.run(35) == [False] * 35

@@ -72,8 +72,8 @@ def wider(model: nn.Sequential) -> None:
 
 REFUSED: dict[str, tuple[Make, str]] = {
     "a later version": (
-        altered("version", change=lambda _: 2),
-        "version 2; this package reads version 1",
+        altered("version", change=lambda version: version + 1),
+        "version 3; this package reads version 2",
     ),
     "no dict": (lambda: [1, 2], "state of version None"),
     "an empty dict": (dict, "state of version None"),
@@ -119,11 +119,26 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "a count as text": (altered("tasks_begun", change=str), "has a str as 'tasks_begun'"),
     "a flag as number": (altered("controller", "is_open", change=int), "'controller' has a int as"),
     "no host": (altered("host", change=lambda _: None), "has a NoneType as 'host'"),
+    "another world size": (altered("world", change=lambda _: 2), "that of rank 0 of 2, .* 0 of 1"),
+    "another rank": (
+        altered("rank", change=lambda _: 1),
+        "that of rank 1 of 1, this is rank 0 of 1",
+    ),
     "part of a host": (without("host", "known_F"), "'host' lacks 'known_F'"),
 }
 KEYS = (
-    *("config", "parameters", "tasks_begun", "tasks_done", "in_task", "monitors", "probe_pending"),
-    *("steps_made", "controller"),
+    *(
+        "world",
+        "rank",
+        "config",
+        "parameters",
+        "tasks_begun",
+        "tasks_done",
+        "in_task",
+        "monitors",
+        "probe_pending",
+    ),
+    *("steps_made", "ending", "controller"),
     *("host", "records_read", "states", "anchors", "mids", "rehearsal", "memory_optimizer"),
 )
 REFUSED |= {f"no {key}": (without(key), f"lacks '{key}'") for key in KEYS}

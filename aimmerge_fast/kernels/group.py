@@ -1,4 +1,4 @@
-"""Several tables as one engine: one per device, decisions made from the sum of their changes.
+"""Several tables as one engine: one per device or rank, decided by the sum of their changes.
 
 Every table has its own copy of the controller, fed with the same losses. ``open_`` and ``close_``
 leave the transition to ``advance_``: defer (partial sums) -> advance on all -> repair. Same inputs,
@@ -7,7 +7,7 @@ same code, so the copies stay equal bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,11 +21,18 @@ class Group:
     Args:
         engines: one per table.
         states: their state tensors, made with ``defer=True``.
+        exchange: makes of this process's (2,) fp64 partial results the (k, 2) of all processes.
     """
 
-    def __init__(self, engines: Sequence[Engine], states: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        states: Sequence[torch.Tensor],
+        exchange: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self._engines = engines
         self._states = states
+        self._exchange = exchange
 
     def rebind(self, live: Sequence[torch.Tensor]) -> None:
         raise NotImplementedError("re-bind each engine of the group with the tensors of its table")
@@ -55,6 +62,13 @@ class Group:
 
     def _settle(self) -> None:
         rows = [_partial_row(state) for state in self._states]
+        if self._exchange is not None:
+            first = self._states[0].device
+            later = first.type != "cpu"
+            added = rows[0]
+            for row in rows[1:]:
+                added = added + row.to(first, non_blocking=later)
+            rows = list(self._exchange(added))
         for engine, state in zip(self._engines, self._states, strict=True):
             # a copy to the CPU must have arrived when the host reads it
             later = state.device.type != "cpu"
