@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,12 @@ _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", derandomize=True, database=None, max_examples=100, **_COMMON)
 settings.register_profile("nightly", max_examples=2_000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Two compilers at once in one cache folder read each other's half-written headers.
+_worker = os.environ.get("PYTEST_XDIST_WORKER")
+if _worker:
+    _folder = f"{tempfile.gettempdir()}/inductor-{os.getuid()}-{_worker}"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""AIMMerging inside other people's training loops, through the hooks that they offer."""
