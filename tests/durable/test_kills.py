@@ -60,5 +60,5 @@ def test_500_kills(memory_folder: Path) -> None:
 @pytest.mark.parametrize("sabotage", ["acknowledges early", "removes first"])
 def test_the_kills_find_a_loss(memory_folder: Path, sabotage: str) -> None:
     found = killed(memory_folder, kills=60, seed=12, loop="steps", sabotage=sabotage)
-    with pytest.raises(AssertionError, match="lost"):
+    with pytest.raises(AssertionError, match=r"lost|failed runs"):  # the newest, or all of them
         require_nothing_lost(found)
