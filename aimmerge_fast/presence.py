@@ -5,8 +5,8 @@ It is read and written only in trouble, and looked at now and then while a rank 
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections import Counter
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +16,8 @@ import torch.distributed as dist
 _GRACE, _SHARE = 3.0, 1 / 60
 
 
-_mergers = itertools.count()  # ranks build theirs in the same order
+#: Mergers built so far in a group; its ranks build them in the same order.
+_mergers: Counter[str] = Counter()
 
 
 class PeerError(RuntimeError):
@@ -39,9 +40,10 @@ class Presence:
     def __init__(self, group: Any, rank: int, world: int, timeout: float) -> None:
         self._rank, self._world = rank, world
         self._grace = max(_GRACE, timeout * _SHARE)
-        # of one merger: its trouble is not that of the next one
-        number = 0 if group is None else next(_mergers)
-        self._prefix = "" if group is None else f"aimmerge_fast/{group.group_name}/{number}"
+        self._prefix = ""
+        if group is not None:  # of one merger: its trouble is not that of the next one
+            _mergers[group.group_name] += 1
+            self._prefix = f"aimmerge_fast/{group.group_name}/{_mergers[group.group_name]}"
 
     def trouble(self) -> bool:
         """Whether another rank is in trouble."""
