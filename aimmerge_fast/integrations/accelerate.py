@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from accelerate.utils import DistributedType
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.durable.files import Broken, rename
 from aimmerge_fast.durable.manifest import read_part, seal, verify, write_part
+from aimmerge_fast.integrations.ranks import as_one, main_does
 from aimmerge_fast.merger import FastAIMMerger
 
 _SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")
@@ -91,10 +92,11 @@ class AccelerateMerger(FastAIMMerger):
         target, accelerator = Path(folder), self._accelerator
         aside = target.with_name(f".{target.name}.part")
         tree = {"merger": self.state_dict(), "position": dict(position or {})}
-        self._as_one(lambda: _make_way(target, aside), main=True)
-        self._as_one(lambda: accelerator.save_state(str(aside)))
-        self._as_one(lambda: write_part(aside, self._part(), tree))
-        self._as_one(lambda: self._seal(aside, target), main=True)
+        where, is_main = accelerator.device, accelerator.is_main_process
+        main_does(where, is_main, lambda: _make_way(target, aside))
+        as_one(where, lambda: accelerator.save_state(str(aside)))
+        as_one(where, lambda: write_part(aside, self._part(), tree))
+        main_does(where, is_main, lambda: self._seal(aside, target))
 
     def load(self, folder: str | Path) -> dict[str, Any]:
         """Put back what ``save`` wrote, before entering the task; returns ``position``.
@@ -117,21 +119,6 @@ class AccelerateMerger(FastAIMMerger):
     def _seal(self, aside: Path, target: Path) -> None:
         seal(aside, {"world": self.processes.world})
         rename(aside, target)
-
-    def _as_one(self, action: Callable[[], object], *, main: bool = False) -> None:
-        """Do it on every rank, or on the ``main`` one; what one of them raises ends all of them."""
-        error: Exception | None = None
-        try:
-            if self._accelerator.is_main_process or not main:
-                action()
-        except Exception as caught:
-            error = caught
-        failed = torch.tensor([float(error is not None)], device=self._accelerator.device)
-        total: Any = self._accelerator.reduce(failed)
-        if error is not None:
-            raise error
-        if total.item():
-            raise RuntimeError("another rank could not save; its message says why")
 
 
 def _make_way(target: Path, aside: Path) -> None:

@@ -25,7 +25,13 @@ FUNCTIONS: dict[str, Any] = {"collate": loops.collate, "loss_fn": loops.loss_fn}
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps one state a process; a Trainer of another test may have left its own."""
+    _reset()
     yield
+    _reset()
+
+
+def _reset() -> None:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
 

@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import SaveStrategy, rotate_checkpoints
 
 from aimmerge_fast.durable.manifest import read_part, seal, write_part
-from aimmerge_fast.integrations.transformers import loop_randomness, ranks, run_folder, weights
+from aimmerge_fast.integrations import ranks
+from aimmerge_fast.integrations.transformers import loop_randomness, run_folder, weights
 from aimmerge_fast.integrations.transformers.mark import AIMMergeMark, remove_from
 from aimmerge_fast.memory import RehearsalMemory
 
@@ -58,8 +59,8 @@ class TrainerCheckpoints:
         Only in an output_dir that an attached Trainer has trained in; each is named in a warning,
         and so is another task whose checkpoints lie there.
         """
-        run, task = self._output, self._task
-        ranks.main_does(self._args, lambda: run_folder.look_over(run, task))
+        args, run, task = self._args, self._output, self._task
+        ranks.main_does(args.device, args.should_save, lambda: run_folder.look_over(run, task))
 
     def find(self) -> Tree | None:
         """Our state in the checkpoint that the Trainer resumed from; None where it has none.
@@ -80,7 +81,7 @@ class TrainerCheckpoints:
                 )
             return None
         resumed = self._locate(held["attributes"])
-        tree = ranks.as_one(self._args, lambda: self._read(resumed))
+        tree = ranks.as_one(self._args.device, lambda: self._read(resumed))
         self._resumed, self._redo = resumed, tree["random"]
         return tree
 
@@ -97,7 +98,7 @@ class TrainerCheckpoints:
             resumed, step = self._resumed, state.global_step
             start = (step, resumed or run / run_folder.name_of(step))
             stays = start if resumed is not None or step > 0 else None
-            ranks.main_does(args, lambda: run_folder.take_over(run, stays))
+            ranks.main_does(args.device, args.should_save, lambda: run_folder.take_over(run, stays))
         self._stamps = {path.name: self._stamp(path) for _, path in run_folder.checkpoints(run)}
         self._mark = AIMMergeMark(secrets.token_hex(8), str(run), self._trainer)
         _marks(state)[MARK] = self._mark.entry()
@@ -110,7 +111,8 @@ class TrainerCheckpoints:
             return
         folder = run / run_folder.name_of(self._trainer.state.global_step)
         try:
-            if ranks.smallest(self._args, int(folder.is_dir() or not self._args.should_save)):
+            there = folder.is_dir() or not self._args.should_save
+            if ranks.smallest(self._args.device, int(there)):
                 self._complete(folder, tree, None)
             else:
                 log.warning("aimmerge_fast: the Trainer wrote no %s to resume from", folder)
@@ -177,8 +179,8 @@ class TrainerCheckpoints:
             nonlocal number
             number = run_folder.find(places, held["life"], step, args.world_size)
 
-        ranks.main_does(args, look)
-        return places[ranks.smallest(args, number)]
+        ranks.main_does(args.device, args.should_save, look)
+        return places[ranks.smallest(args.device, number)]
 
     def _read(self, resumed: Path) -> Tree:
         state, tree = self._trainer.state, read_part(resumed, self._part)
@@ -206,12 +208,12 @@ class TrainerCheckpoints:
             write_part(folder, self._part, {**tree(), **own})
 
         if resumable:
-            ranks.as_one(args, write)
+            ranks.as_one(args.device, write)
         info = {"life": self._mark.life, "task": self._task, "global_step": step}
         info |= {"world": args.world_size, "resumable": resumable}
-        ranks.main_does(args, lambda: seal(folder, info))
+        ranks.main_does(args.device, args.should_save, lambda: seal(folder, info))
         self._stamps[folder.name] = self._stamp(folder)
-        ranks.main_does(args, lambda: self._retire(folder))
+        ranks.main_does(args.device, args.should_save, lambda: self._retire(folder))
 
     def _retire(self, newest: Path) -> None:
         limit = self._mark.limit

@@ -1,4 +1,4 @@
-"""What the Trainer's processes do as one: all of them succeed, or all of them raise."""
+"""What the processes of a training do as one: all of them succeed, or all of them raise."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments
 
 T = TypeVar("T")
 
 
-def smallest(args: TrainingArguments, value: int) -> int:
-    """The smallest ``value`` of all processes, which all call this."""
+def smallest(device: torch.device, value: int) -> int:
+    """The smallest ``value`` of all processes, which all call this; exchanged on ``device``."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return value
-    cell = torch.tensor(value, dtype=torch.int64, device=args.device)
+    cell = torch.tensor(value, dtype=torch.int64, device=device)
     dist.all_reduce(cell, op=dist.ReduceOp.MIN)
     return int(cell)
 
 
-def as_one(args: TrainingArguments, action: Callable[[], T]) -> T:
+def as_one(device: torch.device, action: Callable[[], T]) -> T:
     """Do ``action`` on every process; what it raises on one is an error on all of them."""
     error: Exception | None = None
     try:
         result = action()
     except Exception as caught:
         error = caught
-    good = smallest(args, int(error is None))
+    good = smallest(device, int(error is None))
     if error is not None:
         raise error
     if not good:
@@ -36,6 +35,6 @@ def as_one(args: TrainingArguments, action: Callable[[], T]) -> T:
     return result
 
 
-def main_does(args: TrainingArguments, action: Callable[[], object]) -> None:
+def main_does(device: torch.device, is_main: bool, action: Callable[[], object]) -> None:
     """``as_one``, with something to do only for the process that saves."""
-    as_one(args, action if args.should_save else lambda: None)
+    as_one(device, action if is_main else lambda: None)
