@@ -51,7 +51,7 @@ class Block:
 
 def timed(kind: type[Arm], setup: Setup, repeat: int) -> Block:
     """One block of an arm: a fresh start, one untimed update, then the steps in one go."""
-    arm = _ready(kind, setup)
+    arm = ready(kind, setup)
     steps = setup.settings.steps
     with arm.task():
         arm.used = Used()
@@ -79,7 +79,7 @@ def timed(kind: type[Arm], setup: Setup, repeat: int) -> Block:
 
 def counted(kind: type[Arm], setup: Setup) -> dict[str, Any]:
     """Synchronising calls of one interval of an arm by who made them, and waits; not timed."""
-    arm = _ready(kind, setup)
+    arm = ready(kind, setup)
     steps = setup.settings.interval
     with arm.task(), syncs.counted(setup.device) as counts:
         arm.used = Used()
@@ -90,7 +90,7 @@ def counted(kind: type[Arm], setup: Setup) -> dict[str, Any]:
 
 def untimed(kind: type[Arm], setup: Setup) -> dict[str, Any]:
     """Waits of one block of an arm, without a clock or counters; it also warms a GPU up."""
-    arm = _ready(kind, setup)
+    arm = ready(kind, setup)
     steps = setup.settings.steps
     with arm.task():
         arm.used = Used()
@@ -99,7 +99,7 @@ def untimed(kind: type[Arm], setup: Setup) -> dict[str, Any]:
     return {"arm": kind.name, "steps": steps, "waits": arm.used.waits}
 
 
-def _ready(kind: type[Arm], setup: Setup) -> Arm:
+def ready(kind: type[Arm], setup: Setup) -> Arm:
     setup.reset()
     arm = kind(setup)
     arm.warm_up()

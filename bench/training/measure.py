@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from overhead.gate import GateError
-from training import blocks, check, engine, models
+from training import blocks, check, engine, models, phases
 from training.arms import Arm, Setup, set_up
 from training.blocks import ARMS, COUNTED, Block
 from training.ours import OursAfter, OursBefore
@@ -52,6 +52,7 @@ def backbone(
         for kind in ARMS:
             blocks.untimed(kind, setup)
     _count(setup, found, store, progress)
+    _phases(setup, found, store, progress)
     if "engine" not in found:
         found["engine"] = dataclasses.asdict(engine.measure(setup, _ENGINE_SECONDS))
         store.save()
@@ -98,6 +99,17 @@ def _count(setup: Setup, found: dict[str, Any], store: Store, progress: Progress
         if kind.name not in waited:
             progress(f"{setup.name}: counting waits, {kind.title}")
             found["waits"].append(blocks.untimed(kind, setup))
+            store.save()
+
+
+def _phases(setup: Setup, found: dict[str, Any], store: Store, progress: Progress) -> None:
+    """Where the time goes, of the arms that AIM is held against and of AIM."""
+    measured = found.setdefault("phases", [])  # a file may be older than they are
+    seen = {one["arm"] for one in measured}
+    for kind in phases.PHASED:
+        if kind.name not in seen:
+            progress(f"{setup.name}: where the time goes, {kind.title}")
+            measured.append(phases.measure(kind, setup))
             store.save()
 
 

@@ -52,6 +52,7 @@ def summarise(name: str, found: dict[str, Any], device: torch.device) -> dict[st
         "engine_us": _engine(found["engine"], arms[AIM]),
         "syncs_per_step": _syncs(found),
         "waits_per_1000": _waits(found, arms[AIM]),
+        "phases": found.get("phases", []),
     }
     share = record["engine_us"]["in_loop"][1] / 1e6 / record["seconds"][AIM][1]
     return {**record, "engine_share": _six(share), "labels": _labels(record, arms, device)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overhead.backbones import BACKBONES
+from training import phases
 from training.blocks import ARMS
 from training.results import AIM, RATIOS
 from training.settings import RECORDS, Settings
@@ -39,7 +40,8 @@ def text(record: dict[str, Any]) -> str:
         "synchronising calls per step by the method itself; matched counts a history row half, for "
         "it has no backward"
     )
-    return "\n".join([*lines, *_ratios(record, settings), *_engine(record), *_counts(record)])
+    lines += [*_ratios(record, settings), *_engine(record), *_counts(record), *_phases(record)]
+    return "\n".join(lines)
 
 
 def _row(record: dict[str, Any], arm: str, title: str) -> str:
@@ -102,3 +104,22 @@ def _counts(record: dict[str, Any]) -> list[str]:
         f"  waits per 1,000 steps: probe before {waits['before']:g}, after {waits['after']:g} "
         f"({over}); in the timed blocks {waits['timed']:g}",
     ]
+
+
+def _phases(record: dict[str, Any]) -> list[str]:
+    """Where the time goes: ms per step by phase, host and on a GPU the stream's."""
+    heads = "".join(f"{name:>16}" for name in phases.NAMES)
+    lines = [f"  ms per step, host (GPU's stream){'':2}{heads}{'GPU busy':>10}"]
+    titles = {kind.name: kind.title for kind in ARMS}
+    for one in record["phases"]:
+        cells = "".join(f"{_phase(one['phases'].get(name)):>16}" for name in phases.NAMES)
+        busy = "-" if one["busy"] is None else f"{one['busy']:.0%}"
+        lines.append(f"  {titles[one['arm']]:32}  {cells}{busy:>10}")
+    return lines if record["phases"] else []
+
+
+def _phase(taken: dict[str, float | None] | None) -> str:
+    if taken is None or taken["host"] is None:
+        return "-"
+    device = "" if taken["device"] is None else f" ({1e3 * taken['device']:.2f})"
+    return f"{1e3 * taken['host']:.2f}{device}"
