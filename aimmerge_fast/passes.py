@@ -167,3 +167,23 @@ def shifts_labels(model: Any) -> bool:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return False
     return getattr(model, "loss_type", None) in ("ForCausalLM", "ForConditionalGeneration")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a batch (nested dicts, lists, tuples) on ``device``, without a wait.
+
+    What goes to a GPU goes through page-locked memory: a copy from anywhere else may wait for all
+    that the stream still has to do, sync-debug mode silent.
+    """
+    if isinstance(batch, Tensor):
+        if batch.device == device:
+            return batch
+        locked = batch.device.type == "cpu" and device.type == "cuda"
+        return (batch.pin_memory() if locked else batch).to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch

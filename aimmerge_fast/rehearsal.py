@@ -7,7 +7,7 @@ the same bits as a run without us.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from aimmerge_fast.config import AIMConfig
 from aimmerge_fast.memory import MemoryStream, RehearsalMemory
-from aimmerge_fast.passes import Batch, HistoryLoss, Part, Passes
+from aimmerge_fast.passes import Batch, HistoryLoss, Part, Passes, to_device
 from aimmerge_fast.randomness import PrivateRandomness
 from aimmerge_fast.wrapping import Wrapped
 
@@ -222,7 +222,7 @@ class Rehearsal:
 
     def _loss(self, model: Any, batch: Batch) -> torch.Tensor:
         with self._autocast():
-            loss = self._passes.loss_fn(model, _to_device(batch, self._devices[0]))
+            loss = self._passes.loss_fn(model, to_device(batch, self._devices[0]))
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn must return a scalar tensor (the mean loss), got {got}")
@@ -271,15 +271,3 @@ def _packed(optimizer: dict[str, Any]) -> dict[str, Any]:
 def _unpacked(saved: dict[str, Any]) -> dict[str, Any]:
     """A copy: the optimizer that loads it goes on writing into the tensors it is given."""
     return copy.deepcopy({**saved, "state": dict(saved["state"])})
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if isinstance(batch, torch.Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_to_device(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to_device(value, device) for value in batch)
-    return batch

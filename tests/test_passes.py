@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from aimmerge_fast.distributed import Processes
-from aimmerge_fast.passes import Passes, shifts_labels, weighed
+from aimmerge_fast.passes import Passes, shifts_labels, to_device, weighed
 from tests.peft_models import llama
 
 
@@ -86,3 +86,27 @@ def test_what_replicas_hold_counts_once(
     monkeypatch.setattr(processes, "_gather", lambda *_: rows)
     found = processes.partials(torch.zeros(2, dtype=torch.float64))
     assert found.tolist() == [[2.5, counted[0]], [0.0, counted[1]], [0.0, counted[2]]]
+
+
+class Carried(torch.Tensor):
+    """Notes how it is moved, and stays where it is: there is no GPU to go to."""
+
+    moves: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.pin_memory, torch.Tensor.to):
+            cls.moves.append((func.__name__, *args[1:], kwargs or {}))
+            return args[0]
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_what_goes_to_a_gpu_goes_through_page_locked_memory() -> None:
+    gpu, batch = torch.device("cuda", 0), {"x": (torch.zeros(2).as_subclass(Carried), "kept")}
+    Carried.moves.clear()
+    assert to_device(batch, gpu)["x"][1] == "kept"
+    assert Carried.moves == [("pin_memory", {}), ("to", gpu, {"non_blocking": True})]
+    Carried.moves.clear()
+    assert to_device(batch, torch.device("cpu"))["x"][0] is batch["x"][0]
+    to_device(batch, torch.device("meta"))
+    assert Carried.moves == [("to", torch.device("meta"), {"non_blocking": True})]

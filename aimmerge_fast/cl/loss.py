@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aimmerge_fast.cl.models import core_of
+from aimmerge_fast.passes import to_device
 
 IGNORED = -100  # label of a position that is not part of the answer
+PLACES = "answer_places"  # what ``AnswerLoss.located`` adds to a batch
 
 
 class AnswerLoss:
@@ -22,9 +24,10 @@ class AnswerLoss:
     head is not one plain linear layer (soft-capped or scaled logits) is found out by comparing
     once, and then pays for all logits. Encoder-decoders: equal to the ``.loss`` of transformers.
 
-    A batch may stay on the CPU: it is moved to the model's device here, and finding the answers
-    then needs no wait for a GPU. The model inside a PEFT wrapper is called directly, so gradients
-    are not averaged across processes by this; the caller does it.
+    A batch may stay on the CPU: it is moved to the model's device here. Finding the answers in one
+    that is on a GPU waits for it, unless ``located`` has found them before. The model inside a PEFT
+    wrapper is called directly, so gradients are not averaged across processes by this; the caller
+    does it.
     """
 
     def __init__(self, model: Any, seq2seq: bool) -> None:
@@ -40,20 +43,26 @@ class AnswerLoss:
         logits, wanted = self.answers(model, batch)
         return F.cross_entropy(logits, wanted, reduction="sum"), wanted.numel()
 
+    def located(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its answer positions, int64 [n], in the logits flattened to [B * T, V].
+
+        Raises: ValueError when there is none.
+        """
+        if PLACES in batch:
+            return dict(batch)
+        labels = batch["labels"] if self.seq2seq else next_labels(batch["labels"])
+        places = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+        if places.numel() == 0:
+            raise ValueError("the batch has no answer token; every label is masked")
+        return {**batch, PLACES: places}
+
     def answers(self, model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits fp32 [n, V] and int64 [n] wanted tokens, at the n answer positions row by row."""
         core = core_of(model)
-        device = core.device
-        labels = batch["labels"]
-        if not self.seq2seq:
-            labels = next_labels(labels)
-        flat = labels.flatten()
-        places = (flat != IGNORED).nonzero().squeeze(1)
-        if places.numel() == 0:
-            raise ValueError("the batch has no answer token; every label is masked")
-        wanted = flat[places].to(device, non_blocking=True)
-        places = places.to(device, non_blocking=True)
-        inputs = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        inputs = to_device(self.located(batch), core.device)
+        places = inputs.pop(PLACES)
+        labels = inputs["labels"] if self.seq2seq else next_labels(inputs["labels"])
+        wanted = labels.flatten().index_select(0, places)
         if self.seq2seq:
             logits = core(**inputs).logits.flatten(0, 1)
         elif self.plain_head:

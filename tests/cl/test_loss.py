@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from aimmerge_fast.cl.encode import AnswerLoss, Encoder
+from aimmerge_fast.cl.loss import PLACES
 from aimmerge_fast.cl.models import add_lora
+from tests.cl.bare import bench
 from tests.cl.tiny_models import (
     causal_model,
     end_adding_tokenizer,
@@ -113,3 +116,33 @@ def test_a_batch_without_answers_is_refused() -> None:
     batch = {"input_ids": torch.ones(1, 3).long(), "labels": torch.full((1, 3), -100)}
     with pytest.raises(ValueError, match="no answer token"):
         AnswerLoss(model, False)(model, batch)
+
+
+class NoSearch(TorchDispatchMode):
+    """Forbids what gives as many entries as its values say: a GPU's host waits for the number."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        searches = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+        assert func not in searches, f"{func} waits for a GPU"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [causal_model, capped_model, seq2seq_model])
+def test_a_located_batch_is_not_searched_again(make: Any) -> None:
+    seq2seq = make is seq2seq_model
+    model = make()
+    tokenizer = end_adding_tokenizer() if seq2seq else word_tokenizer()
+    batch = Encoder(tokenizer, seq2seq=seq2seq).collate(ASKED)
+    loss = AnswerLoss(model, seq2seq)
+    expected = loss(model, batch)
+    located = loss.located(batch)
+    assert torch.equal(loss.located(located)[PLACES], located[PLACES])
+    with NoSearch():
+        assert torch.equal(loss(model, located), expected)
+    with pytest.raises(AssertionError, match=r"nonzero.* waits"), NoSearch():
+        loss(model, batch)
+
+
+def test_rehearsal_batches_are_located() -> None:
+    # They are moved to the model's device before the loss sees them.
+    assert PLACES in bench().trainee.collate(ASKED)

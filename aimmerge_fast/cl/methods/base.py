@@ -38,7 +38,7 @@ class Trainee:
         memory: records of the finished tasks; the arm adds to it after each stage.
         config: of the run. seed: of the arm. emit: takes events for ``events.jsonl``.
         rows: counts of rows passed through the model, by purpose.
-        device: where batches go. signal: takes S and delta, for the progress display.
+        device: where the model is. signal: takes S and delta, for the progress display.
     """
 
     model: Any
@@ -60,8 +60,8 @@ class Trainee:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def collate(self, records: Sequence[Record]) -> dict[str, torch.Tensor]:
-        batch = self.encoder.collate(records)
-        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+        """A batch on the host; ``loss`` moves it, and then has nothing to read back from a GPU."""
+        return self.loss.located(self.encoder.collate(records))
 
     def use_parameters(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Let the optimiser train these from here on, with fresh moments."""
