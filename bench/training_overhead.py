@@ -93,7 +93,9 @@ def settings_of(name: str, options: argparse.Namespace, device: torch.device) ->
     for key in ("history_rows", "memory_rows"):
         if chosen[key] is None:
             chosen[key] = chosen["batch"]
-    return Settings(**chosen)
+    if options.graphs and device.type != "cuda":
+        raise ValueError(f"--graphs: CUDA graphs need a GPU, not {device}; leave it out")
+    return Settings(**chosen, graphs=options.graphs)
 
 
 def _default_backbones(device: torch.device) -> Sequence[str]:
@@ -134,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, metavar="N", help="blocks of each arm (5, on a CPU 3)")
     add("--dtype", choices=DTYPES, help="of the frozen base; default what is fast here")
     add("--probe", choices=PROBES, help="of the timed AIM arm (before)")
+    add("--graphs", action="store_true", help="every arm's passes as CUDA graphs")
     add("--threads", type=int, default=0, metavar="N", help="of a CPU (0: torch decides)")
     add("--json", type=Path, metavar="PATH", help="results; a killed run is continued from here")
     add("--minutes", type=float, metavar="M", help="per backbone: begin no repeat that ends later")

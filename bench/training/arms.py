@@ -18,6 +18,7 @@ from torch import Tensor
 from aimmerge_fast.memory import RehearsalMemory
 from training import models
 from training.data import Bank, Batch, Order, memory_of, share
+from training.graphs import Graphed
 from training.settings import CLIP, LEARNING_RATE, RECORDS, Settings
 
 
@@ -70,6 +71,7 @@ class Setup:
 def set_up(name: str, settings: Settings, device: torch.device, dtype: torch.dtype) -> Setup:
     """The backbone with random weights and the rows of its task and past tasks."""
     model = models.build(name, settings.layers, dtype, device, settings.seed)
+    model = Graphed(model) if settings.graphs else model
     return Setup(name, model, _bank(name, settings, device, models.vocabulary(name)), settings)
 
 

@@ -132,6 +132,8 @@ def _labels(record: dict[str, Any], arms: Arms, device: torch.device) -> list[st
     cpu = device.type == "cpu"
     if cpu:
         found.insert(0, "CPU")
+    if record["settings"].get("graphs"):
+        found.append("passes are CUDA graphs")
     if record["layers"] < record["of_layers"]:
         found.append(f"{record['layers']} of {record['of_layers']} layers")
     if record["repeats"] < 3:

@@ -30,6 +30,7 @@ class Settings:
     ``layers`` 0 means all of the architecture's. ``steps`` is per timed block, a multiple of the
     interval 2 * ``s_init``: random weights never activate the forgetting signal, so every merge is
     a forced one, after 2 * ``s_init`` steps, and every block holds the same number of them.
+    ``graphs``: every arm's passes are replays of CUDA graphs.
     """
 
     layers: int
@@ -43,6 +44,7 @@ class Settings:
     repeats: int
     dtype: str
     probe: str
+    graphs: bool = False
     seed: int = 42
 
     def __post_init__(self) -> None:
