@@ -83,8 +83,8 @@ class Controller(RecordReader):
         self._make_room()
         device = self._states[0].device
         if self._processes.alone:
-            # a copy to the CPU must have arrived when the host reads it
-            loss = loss.to(device, non_blocking=device.type != "cpu")
+            if loss.device != device:  # a copy to the CPU must have arrived when the host reads it
+                loss = loss.to(device, non_blocking=device.type != "cpu")
         else:
             self._exchange(OBSERVE)
             loss = self._processes.mean(loss, items, device)

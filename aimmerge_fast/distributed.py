@@ -19,6 +19,7 @@ from torch import Tensor
 
 from aimmerge_fast.groups import device_of, first_line, resolve
 from aimmerge_fast.kernels.layout import RING_SIZE
+from aimmerge_fast.mailbox import give_way
 from aimmerge_fast.presence import PeerError, Presence
 
 __all__ = ["CHECK", "CLOSE", "OBSERVE", "OPEN", "PeerError", "Processes"]
@@ -227,7 +228,10 @@ class Processes:
         if self._rows is None:
             pinned = rows.device.type == "cuda"
             self._rows = torch.zeros(
-                (RING_SIZE, self.world, _ROW), dtype=torch.float64, pin_memory=pinned
+                (RING_SIZE, self.world, _ROW),
+                dtype=torch.float64,
+                device="cpu",  # whatever the default device is
+                pin_memory=pinned,
             )
         self._rows[self._number % RING_SIZE].copy_(rows, non_blocking=True)
 
@@ -241,7 +245,7 @@ class Processes:
                     raise self._lost("(another rank reported it)")
             if now - began > self.timeout:
                 raise self._lost(f"within {self.timeout:g} s")
-            time.sleep(0 if now - began < 1e-3 else 2e-4)
+            give_way(now - began, pause=2e-4)
 
 
 def _of_a_collective(error: BaseException) -> bool:

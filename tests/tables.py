@@ -203,12 +203,14 @@ class Play:
         for tensor, bits in zip(table.live, self.bits, strict=True):
             set_bits(tensor, bits[stage])
 
-    def on(self, backend: str, table: Table | None = None) -> list[list[bytes]]:
-        """Play it; snapshots after the open and after the close."""
+    def on(
+        self, backend: str, table: Table | None = None, engine: kernels.Engine | None = None
+    ) -> list[list[bytes]]:
+        """Play it, on the table's ``engine`` if it has one; snapshots after open and close."""
         table = table or Table.build(self.specs, self.config)
         self.fill(table, 0)
         kernels.copy_into(table.anchor, table.live)
-        engine = table.engine(backend)
+        engine = engine or table.engine(backend)
         for loss in self.losses:
             engine.observe_(torch.tensor(loss, dtype=torch.float64, device=table.state.device))
         return [self._half(table, stage, engine) for stage in (1, 2)]

@@ -134,13 +134,14 @@ def test_launches_go_to_the_current_stream(backend: str) -> None:
     expected = play.on(gpu.REFERENCE, gpu.Canonical.build(MIXED, CONFIG))
     table, other = (gpu.Canonical.build(MIXED, CONFIG, device=gpu.device()) for _ in range(2))
     main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    engine = table.engine(backend)  # its table's upload waits for everything
     torch.cuda.synchronize()
     with torch.cuda.stream(side):
         play.on(backend, other)  # what is loaded or allocated once may wait for everything
     torch.cuda.synchronize()
     torch.cuda._sleep(LONG)
     with torch.cuda.stream(side):
-        found = play.on(backend, table)
+        found = play.on(backend, table, engine)
         side.synchronize()
     assert not main.query(), "the default stream was waited for, or did not sleep long enough"
     for wanted, got in zip(expected, found, strict=True):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import random
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -219,3 +222,29 @@ def test_what_the_device_check_raises_reaches_the_caller() -> None:
         rig.controller.due()
     with pytest.raises(RuntimeError, match="illegal memory access"):
         rig.controller.begin_task("next", 1)
+
+
+def test_a_wait_leaves_other_threads_running() -> None:
+    """Of the two ways to give way, the one that never sleeps: it must give the lock away."""
+    go, ran, before = threading.Event(), threading.Event(), sys.getswitchinterval()
+    thread = threading.Thread(target=lambda: go.wait() and ran.set())
+    thread.start()
+    sys.setswitchinterval(600.0)  # no thread is made to give it away
+    try:
+        go.set()
+        for _ in range(100_000):
+            mailbox.give_way(0.0)
+            if ran.is_set():
+                break
+    finally:
+        sys.setswitchinterval(before)
+    assert ran.is_set()
+    thread.join()
+
+
+def test_a_long_wait_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(mailbox.time, "sleep", slept.append)
+    for waited in (0.0, 0.9e-3, 1.1e-3, 60.0):
+        mailbox.give_way(waited, pause=2e-4)
+    assert slept == ([2e-4, 2e-4] if os.name == "posix" else [2e-4] * 4)

@@ -50,7 +50,7 @@ def exact_denormals(entries: int = 1) -> Iterator[None]:
 
 def _worker_flushes(threads: int) -> bool:
     """Whether one of torch's threads flushes denormals; each gets its share of the entries."""
-    entries = torch.full((threads * _GRAIN,), _SMALLEST_NORMAL, dtype=torch.float32)
+    entries = torch.full((threads * _GRAIN,), _SMALLEST_NORMAL, dtype=torch.float32, device="cpu")
     return not bool(entries.mul_(0.5).all())
 
 
@@ -139,7 +139,8 @@ def _fuse_all(
 
 def fuse(anchor: Tensor, mid: Tensor, live: Tensor, alpha1: float, alpha2: float) -> Tensor:
     """Eq. 7 in fp32 with one rounding per operation, then rounded to the storage dtype."""
-    weights = torch.tensor([alpha1, alpha2], dtype=torch.float64).float().to(live.device)
+    exact = torch.tensor([alpha1, alpha2], dtype=torch.float64, device="cpu")
+    weights = exact.float().to(live.device)
     if weights[0] == 1.0 and weights[1] == 0.0:
         return mid.clone()
     a, m, x = anchor.float(), mid.float(), live.float()

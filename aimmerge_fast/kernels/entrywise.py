@@ -135,7 +135,7 @@ def _chosen(backend: str, device: torch.device) -> str:
 
 
 def _fp32(x: float) -> float:
-    return float(torch.tensor(x, dtype=torch.float64).float())
+    return float(torch.tensor(x, dtype=torch.float64, device="cpu").float())
 
 
 def _flat_gradient(index: int, gradient: Tensor, parameter: Tensor) -> Tensor:

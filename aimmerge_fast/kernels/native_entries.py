@@ -39,7 +39,8 @@ class CpuEntries:
         self, scores: Sequence[Tensor], thresholds: Tensor, weights: Sequence[tuple[float, float]]
     ) -> Tensor:
         given = _addresses(self._places.tensor, *scores, thresholds)
-        return torch.tensor(self._native.weighted(given, weights), dtype=torch.int64)
+        bad = self._native.weighted(given, weights)
+        return torch.tensor(bad, dtype=torch.int64, device="cpu")
 
 
 class CudaEntries:

@@ -101,7 +101,7 @@ def restart_interval(state: torch.Tensor, *, steps: int, t: int, F: int) -> None
 
 def save_state(state: torch.Tensor) -> torch.Tensor:
     """A copy of the state and its ring: uint8, (SAVED_BYTES,), on the CPU."""
-    saved = torch.zeros(SAVED_BYTES, dtype=torch.uint8)
+    saved = torch.zeros(SAVED_BYTES, dtype=torch.uint8, device="cpu")
     saved[:STATE_BYTES] = state.cpu()
     layout.block(saved)["state"]["ring"] = 0  # an address says nothing in another process
     saved[_RING_START:] = torch.from_numpy(ring(state).view(np.uint8))
@@ -145,7 +145,8 @@ def _take_ring(device: torch.device) -> int:
             torch.cuda.synchronize(device)  # what its last state launched has ended
         _rings[address].zero_()
         return address
-    made = torch.zeros(_RING_BYTES, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    locked = device.type == "cuda"  # the ring is the host's, whatever the default device is
+    made = torch.zeros(_RING_BYTES, dtype=torch.uint8, device="cpu", pin_memory=locked)
     _rings[made.data_ptr()] = made
     return made.data_ptr()
 
