@@ -75,9 +75,10 @@ def driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the tree that this file lies in, marked where it differs; None outside git.
+    """The commit of the tree that this file lies in, marked where it differs.
 
-    Ask at the start of a run: what is committed meanwhile was not measured.
+    Outside git what AIMMERGE_COMMIT names, or None. Ask at the start of a run: what is committed
+    meanwhile was not measured.
     """
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
@@ -85,7 +86,7 @@ def commit() -> str | None:
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("AIMMERGE_COMMIT") or None
     return answer.stdout.strip() or None
 
 

@@ -40,7 +40,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": environment.describe(device),
         "driver": environment.driver(),
         "versions": {**environment.versions(), "cuda": torch.version.cuda},
-        "commit": environment.commit() or os.environ.get("AIMMERGE_COMMIT"),
+        "commit": environment.commit(),
     }
 
 
