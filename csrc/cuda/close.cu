@@ -60,11 +60,11 @@ struct FuseTile {
 template <int kThreads>
 __device__ __forceinline__ void finish(const Table& table) {
   SHARED(StateBlock, copy, 1);
+  const int64_t bad = threadIdx.x == 0 ? take_bad(table.scratch) : 0;
   fetch(copy, table.block);
   __syncthreads();
   State& state = copy->state;
   if (threadIdx.x == 0) {
-    const int64_t bad = take_bad(table.scratch);
     state.partial_bad = static_cast<double>(bad);
     if (!state.defer) close_merge(state, bad);
   }
@@ -81,11 +81,13 @@ constexpr int kResident = kThreads == 256 ? 3 : 4;
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, kResident<kThreads>) close_kernel(Table table) {
+  prefetch(table.block);
   if (blockIdx.x < table.count) {
     const Tile tile = table.tiles[blockIdx.x];
     const State& state = table.block->state;
+    const double alpha1 = load_now(&state.alpha1), alpha2 = load_now(&state.alpha2);
     if (changes_live(table.block->config)) {
-      const Weights weights{static_cast<float>(state.alpha1), static_cast<float>(state.alpha2)};
+      const Weights weights{static_cast<float>(alpha1), static_cast<float>(alpha2)};
       for_tile<FuseTile<kThreads>, kThreads>(tile, table, weights);
     } else if (!state.reject) {  // monitor: a snapshot that was not finite is no anchor
       copy_tile<kThreads>(tile, reinterpret_cast<uint8_t*>(tile.address),

@@ -98,6 +98,7 @@ __device__ __forceinline__ bool finishes_last(Scratch* scratch) {
 }
 
 // By one thread of the last block: the grid's count, and the scratch ready for the next launch.
+// Before a barrier that is needed anyway, so that this load is not waited for alone.
 __device__ __forceinline__ int64_t take_bad(Scratch* scratch) {
   const unsigned long long bad = __ldcg(&scratch->bad);
   scratch->ticket = 0;
@@ -163,6 +164,29 @@ __device__ __forceinline__ void copy_together(T* to, const T* from) {
   auto* target = reinterpret_cast<uint64_t*>(to);
   const auto* source = reinterpret_cast<const uint64_t*>(from);
   for (unsigned i = threadIdx.x; i < sizeof(T) / 8; i += blockDim.x) target[i] = source[i];
+}
+
+// Asked for by the first block of a merge, for the last one: a training step has pushed the state
+// out of the L2, and fetching it from memory would be waited for with nothing else to do.
+__device__ __forceinline__ void prefetch([[maybe_unused]] const StateBlock* block) {
+#if defined(__CUDACC__)
+  constexpr unsigned kLine = 128;
+  const unsigned at = kLine * threadIdx.x;
+  if (blockIdx.x == 0 && at < sizeof(StateBlock))
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(block) + at));
+#endif
+}
+
+// Loaded here: the compiler would move a plain load behind the branch that its value is used in,
+// and a tile would wait for memory twice before it asks for its entries.
+__device__ __forceinline__ double load_now(const double* from) {
+#if defined(__CUDACC__)
+  double value;
+  asm volatile("ld.relaxed.gpu.global.f64 %0, [%1];" : "=d"(value) : "l"(from) : "memory");
+  return value;
+#else
+  return *from;
+#endif
 }
 
 __device__ __forceinline__ void fetch(StateBlock* copy, const StateBlock* block) {

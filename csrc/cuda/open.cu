@@ -54,11 +54,11 @@ struct SnapshotTile {
 template <int kThreads>
 __device__ __forceinline__ void finish(const Table& table) {
   SHARED(StateBlock, copy, 1);
+  const int64_t bad = threadIdx.x == 0 ? take_bad(table.scratch) : 0;
   fetch(copy, table.block);
   const double l1 = final_sum<kThreads>(table);
   State& state = copy->state;
   if (threadIdx.x == 0) {
-    const int64_t bad = take_bad(table.scratch);
     state.partial_l1 = l1;
     state.partial_bad = static_cast<double>(bad);
     if (!state.defer) open_merge(copy->config, state, l1, bad);
@@ -81,6 +81,7 @@ __global__ void __launch_bounds__(kThreads, kResident<kThreads>) open_kernel(Tab
     const Tile tile = table.tiles[blockIdx.x];
     sum = for_tile<SnapshotTile<kThreads>, kThreads>(tile, table);
   }
+  prefetch(table.block);
   sum = block_sum<kThreads>(sum);
   if (threadIdx.x == 0 && blockIdx.x < table.count) table.scratch->partials[blockIdx.x] = sum;
   if (finishes_last(table.scratch)) finish<kThreads>(table);
