@@ -9,15 +9,17 @@
 # sanitise  memcheck, racecheck, synccheck, initcheck of compute-sanitizer
 # sync      synchronising calls, launches, waits, 10,000 repeats, more than 2^32 entries
 # merge     bench/merge_overhead.py against its targets
-# train     bench/training_overhead.py
+# train     bench/training_overhead.py, with CUDA graphs too; AIMMERGE_CASES names some cases
+# sweep     bench/merge_sweep.py: 1e5 to 1e9 entries, 10 to 1e4 tensors
 #
-# Each stage takes less than 8 minutes, prints a table and writes gpu_<stage>.json into
-# bench/results, or into the folder AIMMERGE_RESULTS. PYTHON names the interpreter (python3).
+# Each stage prints a table and writes gpu_<stage>.json into bench/results, or into the folder
+# AIMMERGE_RESULTS, row by row; it is stopped after AIMMERGE_STAGE_SECONDS (480; all cases of train
+# take longer). PYTHON names the interpreter (python3), AIMMERGE_COMMIT the commit outside git.
 # Exit code 0: nothing failed; 1: a check failed; 2: no GPU, or an unknown stage.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-known=(build test sanitise sync merge train)
+known=(build test sanitise sync merge train sweep)
 limit=${AIMMERGE_STAGE_SECONDS:-480}
 
 usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' bench/gpu_check.sh; }

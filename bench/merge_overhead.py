@@ -13,11 +13,8 @@ one JSON record. Beside the text a chart is drawn, unless told otherwise merge_o
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +22,12 @@ from typing import Any
 import torch
 
 import environment
+from command import BAD_INPUT, WRONG_RESULT, check_writable, names, now, stderr_progress
 from overhead import backbones, ceiling, chart, measure, ours, tables, timing
 from overhead.backbones import Backbone
 from overhead.gate import GateError
 from overhead.timing import Effort
 
-BAD_INPUT, WRONG_RESULT = 2, 1
 _CHART = Path("merge_overhead.png")
 
 
@@ -42,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = backbones.choose(options.backbone or backbones.BACKBONES)
         backends, passed_over = ours.choose(options.backend, device)
         for path in (options.json, options.chart):
-            _check_writable(path)
+            check_writable(path)
     except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -50,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name}: not run, {reason}")
     effort = timing.QUICK if options.quick else timing.FULL
     try:
-        summary, details = run(chosen, backends, device, effort, _stderr_progress())
+        summary, details = run(chosen, backends, device, effort, stderr_progress())
     except GateError as error:
         print(f"error: wrong result, so it was not timed: {error}", file=sys.stderr)
         return WRONG_RESULT
     if options.chart:
         _draw(summary, options.chart)
     if options.json:
-        record = {**summary, "date": _now(), "quick": options.quick, "details": details}
+        record = {**summary, "date": now(), "quick": options.quick, "details": details}
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(summary))
     return 0
@@ -127,34 +124,8 @@ def _draw(summary: dict[str, Any], path: Path) -> None:
         print(f"chart: {path}")
 
 
-def _check_writable(path: Path | None) -> None:
-    """``OSError`` now rather than after minutes of timing."""
-    if path is None:
-        return
-    target = path if path.exists() else path.absolute().parent
-    if path.is_dir() or not os.access(target, os.W_OK):
-        raise OSError(f"cannot write {path}; name a file in a folder that is there and writable")
-
-
-def _stderr_progress() -> Callable[[str], None]:
-    begin = time.monotonic()
-
-    def progress(message: str) -> None:
-        print(f"[{time.monotonic() - begin:5.1f} s] {message}", file=sys.stderr, flush=True)
-
-    return progress
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def _chart(text: str) -> Path | None:
     return None if text == "none" else Path(text)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 1: a result was wrong, nothing was timed from there on. 2: bad input.",
     )
     known = ", ".join(backbones.BACKBONES)
-    parser.add_argument("--backbone", type=_names, metavar="NAMES", help=f"of {known}; default all")
+    parser.add_argument("--backbone", type=names, metavar="NAMES", help=f"of {known}; default all")
     parser.add_argument(
-        "--backend", type=_names, metavar="NAMES", help="ours to run; default all that work"
+        "--backend", type=names, metavar="NAMES", help="ours to run; default all that work"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:INDEX")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results with details")

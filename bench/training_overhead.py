@@ -17,21 +17,20 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import environment
+from command import BAD_INPUT, WRONG_RESULT, stderr_progress
 from overhead import backbones
 from overhead.gate import GateError
 from training import measure, results, tables
 from training.settings import CPU_BACKBONES, CPU_LAYERS, DTYPES, PROBES, Settings, defaults
 from training.store import Store
 
-BAD_INPUT, WRONG_RESULT = 2, 1
 _OVERRIDES = (
     *("layers", "batch", "seq", "history_rows", "memory_rows", "past_tasks", "steps", "s_init"),
     *("repeats", "dtype", "probe"),
@@ -72,7 +71,7 @@ def run(
     print(f"{environment.describe(device)}; torch {torch.__version__}", flush=True)
     cases = []
     for name, chosen in settings.items():
-        found = measure.backbone(name, chosen, device, store, _stderr_progress(), minutes)
+        found = measure.backbone(name, chosen, device, store, stderr_progress(), minutes)
         cases.append(results.summarise(name, found, device))
         found["summary"] = cases[-1]
         store.save()
@@ -100,15 +99,6 @@ def settings_of(name: str, options: argparse.Namespace, device: torch.device) ->
 
 def _default_backbones(device: torch.device) -> Sequence[str]:
     return CPU_BACKBONES if device.type == "cpu" else list(backbones.BACKBONES)
-
-
-def _stderr_progress() -> Callable[[str], None]:
-    begin = time.monotonic()
-
-    def progress(message: str) -> None:
-        print(f"[{time.monotonic() - begin:5.1f} s] {message}", file=sys.stderr, flush=True)
-
-    return progress
 
 
 def _parser() -> argparse.ArgumentParser:

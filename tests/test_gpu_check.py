@@ -44,14 +44,14 @@ def test_an_unknown_stage_is_an_error_before_anything_else() -> None:
     done = call("build", "sanitize")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: unknown stage 'sanitize'; known are build test sanitise sync merge train\n"
+        "error: unknown stage 'sanitize'; known are build test sanitise sync merge train sweep\n"
     )
 
 
 def test_help_names_every_stage() -> None:
     done = call("--help")
     assert done.returncode == 0
-    for name in ("build", "test", "sanitise", "sync", "merge", "train"):
+    for name in ("build", "test", "sanitise", "sync", "merge", "train", "sweep"):
         assert f"\n{name} " in done.stdout
 
 
@@ -86,8 +86,8 @@ def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
 def test_all_stages_run_in_order(stand_in: str) -> None:
     done = call(PYTHON=stand_in)
     assert done.returncode == 0
-    assert ran(done) == ["build", "suite", "sanitise", "sync", "merge", "train"]
-    assert "nothing failed in build test sanitise sync merge train" in done.stdout
+    assert ran(done) == ["build", "suite", "sanitise", "sync", "merge", "train", "sweep"]
+    assert "nothing failed in build test sanitise sync merge train sweep" in done.stdout
 
 
 def test_chosen_stages_run_in_the_given_order(stand_in: str) -> None:

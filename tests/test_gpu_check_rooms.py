@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +94,7 @@ def test_merge_names_each_target_that_is_missed(
 
 
 def test_train_names_each_target_that_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = made("train", backbone=None)
+    given = made("train", case=None)
     monkeypatch.setattr(Stage, "on_gpu", True)
     case: dict[str, Any] = {
         "ratios": {"plain": (1, 1.9, 2), "replay": (1, 1.2, 2), "matched": (1, 1.04, 2)},
@@ -103,6 +106,45 @@ def test_train_names_each_target_that_is_missed(monkeypatch: pytest.MonkeyPatch)
     case["syncs_per_step"]["aim-before"]["method"] = 0.5
     found = train.judge(given, "llama2-7b", case | {"engine_share": 0.002})
     assert found.result.endswith("matched at most 1.05, engine below 0.1%, no synchronising call")
+
+
+def test_train_measures_the_cases_that_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIMMERGE_RESULTS", str(tmp_path))
+    commands: list[list[str]] = []
+
+    def refused(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 2, "no model")
+
+    given = made("train", case=None)
+    real = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+    monkeypatch.setattr(train, "subprocess", SimpleNamespace(run=refused, **real))
+    monkeypatch.setattr(Stage, "on_gpu", True)
+    given.path = tmp_path / "gpu_train.json"
+    eager, graphs = (tmp_path / f"gpu_training_overhead{end}.json" for end in ("", "_graphs"))
+    old = {"backbones": {"t5-large": {"old": 1}, "llama2-7b": {"kept": 2}}, "commits": ["a"]}
+    for path in (eager, graphs):
+        path.write_text(json.dumps(old))
+    monkeypatch.setenv("AIMMERGE_CASES", "t5-large+graphs,bert")
+    train.run(given)
+    assert [row["check"] for row in given._rows] == ["t5-large+graphs", "bert"]
+    assert given._rows[0]["result"] == "exit 2: see above"
+    assert given._rows[1]["result"].startswith("unknown case; known are t5-large, llama2-7b")
+    (command,) = commands
+    assert command[command.index("--backbone") + 1] == "t5-large"
+    assert command[command.index("--json") + 1] == str(graphs)
+    assert command[-1] == "--graphs"
+    assert json.loads(eager.read_text()) == old
+    kept = {"backbones": {"llama2-7b": {"kept": 2}}, "commits": ["a"]}
+    assert json.loads(graphs.read_text()) == kept
+    monkeypatch.delenv("AIMMERGE_CASES")
+    train.run(given)
+    assert [row["check"] for row in given._rows[2:]] == list(train.LIMITS)
+    assert ["--graphs" in command for command in commands[1:]] == [
+        name.endswith("+graphs") for name in train.LIMITS
+    ]
 
 
 def test_what_tools_print_is_read() -> None:
@@ -122,6 +164,26 @@ def test_what_tools_print_is_read() -> None:
     assert suite.row(outcomes["test_a"], strict=False).verdict == OK
     assert suite.row(outcomes["test_a"], strict=True).verdict == FAILED
     assert suite.row(outcomes["test_b"], strict=False).verdict == FAILED
+
+
+@pytest.mark.parametrize(("cores", "processes"), [(None, 1), (2, 1), (6, 3), (16, 8), (64, 8)])
+def test_tests_of_the_cpu_are_dealt_among_cores(
+    cores: int | None, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+
+    def note(_: Stage, arguments: list[str], *_rest: Any) -> tuple[int, list[str]]:
+        given.append(arguments)
+        return 0, []
+
+    monkeypatch.setattr(suite, "_pytest", note)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    suite.run(made("test"))
+    of_gpu, of_cpu = given
+    assert "-n" not in of_gpu  # they share one GPU
+    assert of_cpu[1:3] == (["-n", str(processes)] if processes > 1 else [])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert suite.workers() == 1
 
 
 def test_memcheck_s_control_is_one_fault_each() -> None:

@@ -24,19 +24,23 @@ _WORK = 8 << 30  # temporaries of a chunk
 
 def run(given: Stage, backend: str) -> None:
     for power in POWERS:
-        entries = (1 << power) + TAIL
-        if given.quick:
-            entries = (1 << power - 14) + TAIL
+        entries = (1 << power - 14 if given.quick else 1 << power) + TAIL
         title = f"{backend}: a bf16 tensor of {entries:,} entries"
-        free = torch.cuda.mem_get_info(given.device)[0] if given.on_gpu else 1 << 40
-        needed = entries * _BYTES + _WORK
-        if free < needed:
-            text = f"needs {needed / 1e9:.0f} GB of GPU memory, {free / 1e9:.0f} are free"
-            given.add(title, Found(text, NOT_RUN))
-            continue
-        given.check(title, lambda n=entries: merge(backend, given.device, n))
-        if given.on_gpu:
-            torch.cuda.empty_cache()
+        given.check(title, lambda n=entries: merged(given, backend, n))
+
+
+def merged(given: Stage, backend: str, entries: int) -> Found:
+    """``merge`` where there is memory for it."""
+    if not given.on_gpu:
+        return merge(backend, given.device, entries)
+    needed, free = entries * _BYTES + _WORK, torch.cuda.mem_get_info(given.device)[0]
+    if free < needed:
+        text = f"needs {needed / 1e9:.0f} GB of GPU memory, {free / 1e9:.0f} are free"
+        return Found(text, NOT_RUN)
+    try:
+        return merge(backend, given.device, entries)
+    finally:
+        torch.cuda.empty_cache()
 
 
 def merge(backend: str, device: torch.device, entries: int, chunk: int = CHUNK) -> Found:

@@ -13,7 +13,7 @@ import merge_overhead
 from gpu import stage
 from gpu.stage import FAILED, INFO, NOT_RUN, Found, Stage, judged
 
-#: Least times as long as ours: released by the device's time, the others host and device together.
+#: Least times as long as ours, host and device together.
 RELEASED, FOREACH, COMPILED = 100.0, 5.0, 1.3
 HOOK_US = 10.0
 

@@ -34,13 +34,15 @@ def run(given: Stage) -> None:
         program = planted_program(Path(folder))
         for tool in TOOLS:
             command = [sanitizer, "--tool", tool, "--error-exitcode", str(SEEN)]
+            # torch asks CUDA what it may refuse; our own calls check their answers themselves
+            command += ["--report-api-errors", "no"] if tool == "memcheck" else []
             given.check(f"{tool} sees a planted fault", lambda c=command: control(c, program))
             given.check(tool, lambda c=command: watched(c))
 
 
 def plain(given: Stage) -> Found:
     """Also compiles what is compiled at first use, so that no tool watches a compiler."""
-    code, output, seconds = _call([*CASE, "--device", given.device.type], 200)
+    code, output, seconds = _call([*CASE, "--device", given.device.type], 120)
     last = output.splitlines()[-1] if output else ""
     return judged(code == 0 and "small case:" in last, f"{last}; {seconds:.0f} s", output=output)
 
@@ -60,7 +62,7 @@ def control(command: Sequence[str], program: Path | None) -> Found:
     """A tool that cannot see faults here would say "0 errors" of anything."""
     if program is None:
         return Found("nvcc not found or planted.cu does not compile", NOT_RUN)
-    code, output, _ = _call([*command, str(program), command[2]], 60)
+    code, output, _ = _call([*command, str(program), command[2]], 30)
     text = f"exit {code} (it must be {SEEN}), {errors(output)} errors"
     return judged(code == SEEN, text, output_end=output.splitlines()[-12:])
 

@@ -17,6 +17,7 @@ from gpu.stage import FAILED, NOT_RUN, OK, ROOT, Found, Stage
 GPU_TESTS = "tests/test_gpu_*.py"
 CPU_TESTS = ("tests/test_layout.py", "tests/test_vectors.py", "tests/test_kernels_*.py")
 GPU_LIMIT, CPU_LIMIT = 330, 120
+MOST_WORKERS = 8
 
 
 @dataclasses.dataclass
@@ -37,18 +38,31 @@ def run(given: Stage) -> None:
         given.add("tests", Found(f"not installed: {', '.join(missing)}", FAILED))
         return
     pytest_run(given, "GPU", [GPU_TESTS], GPU_LIMIT)
-    pytest_run(given, "CPU kernels here", list(CPU_TESTS), CPU_LIMIT)
+    pytest_run(given, "CPU kernels here", list(CPU_TESTS), CPU_LIMIT, workers())
 
 
-def pytest_run(given: Stage, title: str, patterns: list[str], limit: int) -> None:
-    """Run test files, a row for each; one more row says how pytest ended."""
+def workers() -> int:
+    """Processes for the tests of the CPU; those of the GPU have only one."""
+    if importlib.util.find_spec("xdist") is None:
+        return 1
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // 2))
+
+
+def pytest_run(
+    given: Stage, title: str, patterns: list[str], limit: int, processes: int = 1
+) -> None:
+    """Run test files, a row for each; one more row says how pytest ended.
+
+    ``processes``: among which pytest deals the tests.
+    """
     found = sorted(str(path.relative_to(ROOT)) for p in patterns for path in ROOT.glob(p))
     files = [name for name in found if "test_gpu_check" not in name]  # those test this stage
     if given.quick:
         files = files[:1]
+    parallel = ["-n", str(processes), "--dist", "loadfile"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        code, output = _pytest(given, files, report, limit)
+        code, output = _pytest(given, [*files, *parallel], report, limit)
         outcomes = parse(report.read_text(encoding="utf-8")) if report.exists() else {}
     for name, outcome in outcomes.items():
         given.add(name, row(outcome, strict=given.on_gpu))
@@ -64,8 +78,8 @@ def pytest_run(given: Stage, title: str, patterns: list[str], limit: int) -> Non
     given.add(title, found)
 
 
-def _pytest(given: Stage, files: list[str], report: Path, limit: int) -> tuple[int, list[str]]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+def _pytest(given: Stage, arguments: list[str], report: Path, limit: int) -> tuple[int, list[str]]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     # Other versions than the project's own warn of other things: shown, not an error, here.
     command += [f"--junitxml={report}", "-W", "default", "-o", "faulthandler_timeout=100"]
     variables = {**os.environ, "AIMMERGE_TEST_DEVICE": str(given.device)}

@@ -1,9 +1,14 @@
-"""Stage ``train``: bench/training_overhead.py, one backbone after the other within its limit."""
+"""Stage ``train``: bench/training_overhead.py, one case after the other within its limit.
+
+A case is a backbone, or one with its passes as CUDA graphs. AIMMERGE_CASES names some of them, with
+commas; what the results hold of others stays.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +18,12 @@ from gpu import stage
 from gpu.stage import FAILED, INFO, NOT_RUN, ROOT, Found, Stage, judged
 
 BENCH = ROOT / "bench/training_overhead.py"
-#: Seconds after which a backbone is stopped; three quarters of them are for its timed blocks.
-LIMITS = {"t5-large": 90, "qwen3-1.7b": 85, "llama2-7b": 105, "llama2-13b": 170}
+GRAPHS = "+graphs"
+#: Seconds after which a case is stopped; three quarters of them are for its timed blocks.
+LIMITS = {
+    **{"t5-large": 100, "llama2-7b": 170, "t5-large+graphs": 90},
+    **{"qwen3-1.7b": 90, "qwen3-1.7b+graphs": 90, "llama2-13b": 290},
+}
 CPU_LIMIT = 600
 #: AIM by LoRAReplay with as many rehearsal rows; our engine's share of a step.
 MATCHED = 1.05
@@ -25,21 +34,38 @@ def run(given: Stage) -> None:
     if not BENCH.exists():
         given.add("training_overhead.py", Found("not in this tree", NOT_RUN))
         return
-    path = given.path.with_name(given.path.name.replace("train", "training_overhead"))
-    path.unlink(missing_ok=True)  # it would be continued, and an old figure shown for a new one
-    names = given.options.backbone or list(LIMITS)
-    for name in names:
+    named = [name for name in os.environ.get("AIMMERGE_CASES", "").split(",") if name]
+    for name in given.options.case or named or list(LIMITS):
         if name not in LIMITS:
-            given.add(name, Found(f"unknown backbone; known are {', '.join(LIMITS)}", FAILED))
-            continue
-        given.check(name, lambda n=name: measure(given, n, path))
+            given.add(name, Found(f"unknown case; known are {', '.join(LIMITS)}", FAILED))
+        elif name.endswith(GRAPHS) and not given.on_gpu:
+            given.add(name, Found("needs CUDA itself", NOT_RUN))
+        else:
+            given.check(name, lambda n=name: measure(given, n))
 
 
-def measure(given: Stage, name: str, path: Path) -> Found:
+def results_of(given: Stage, name: str) -> Path:
+    """The file of a case: all backbones share one, and all with graphs another."""
+    file = given.path.name.replace("train", "training_overhead")
+    return given.path.with_name(file.replace(".", "_graphs.") if name.endswith(GRAPHS) else file)
+
+
+def forget(path: Path, backbone: str) -> None:
+    """Drop what a results file holds of a backbone: it would be continued, not measured."""
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["backbones"].pop(backbone, None)
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(given: Stage, name: str) -> Found:
     limit = LIMITS[name] if given.on_gpu else CPU_LIMIT
-    command = [sys.executable, str(BENCH), "--backbone", name, "--device", str(given.device)]
+    path, backbone = results_of(given, name), name.removesuffix(GRAPHS)
+    forget(path, backbone)
+    command = [sys.executable, str(BENCH), "--backbone", backbone, "--device", str(given.device)]
     command += ["--json", str(path), "--minutes", f"{0.75 * limit / 60:.2f}"]
     command += ["--quick"] if given.quick else ["--repeats", "3"]
+    command += ["--graphs"] if name.endswith(GRAPHS) else []
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, text=True, timeout=limit, check=False
@@ -50,7 +76,7 @@ def measure(given: Stage, name: str, path: Path) -> Found:
     if done.returncode:
         return judged(False, f"exit {done.returncode}: see above")
     case: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])["cases"][-1]
-    return judge(given, name, case)
+    return judge(given, backbone, case)
 
 
 def judge(given: Stage, name: str, case: dict[str, Any]) -> Found:
@@ -74,7 +100,7 @@ def judge(given: Stage, name: str, case: dict[str, Any]) -> Found:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", action="append", metavar="NAME", help="may be repeated")
+    parser.add_argument("--case", action="append", metavar="NAME", help="may be repeated")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +16,27 @@ from overhead.rivals import Arm
 
 #: Relative error allowed to L1: our fp64 sum against another order, and the rivals' fp32 sums.
 _L1_TOLERANCE = {True: 1e-12, False: 1e-4}
+#: Of the values: those at the start, and those that each of two rounds of steps adds.
+SCALES = (2e-2, 1e-3, 5e-4)
 
 
 class GateError(RuntimeError):
     """An arm's result is wrong, so nothing may be timed."""
 
 
+class Values(Protocol):
+    """Values of one merge, tensor by tensor, so that a check need not hold all of them."""
+
+    def tensors(self) -> list[Tensor]:
+        """Fresh tensors at the start values, each with its own memory as parameters have."""
+
+    def pieces(self, stage: int) -> Iterator[Tensor]:
+        """Flat values of each tensor: 0 the start, 1 and 2 what a round of steps adds."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Values of one merge as flat fp32 vectors: the start, and what two rounds of steps added."""
+    """``Values`` as flat fp32 vectors."""
 
     shapes: list[Shape]
     start: Tensor
@@ -38,31 +51,41 @@ class Inputs:
         def normal(scale: float) -> Tensor:
             return (torch.randn(entries, generator=generator) * scale).to(device)
 
-        return cls(shapes, normal(2e-2), normal(1e-3), normal(5e-4))
+        return cls(shapes, *map(normal, SCALES))
 
     def tensors(self) -> list[Tensor]:
-        """Fresh tensors at the start values, each with its own memory as parameters have."""
-        pieces = self.start.split([math.prod(shape) for shape in self.shapes])
+        pieces = self.pieces(0)
         return [piece.view(s).clone() for piece, s in zip(pieces, self.shapes, strict=True)]
 
+    def pieces(self, stage: int) -> Iterator[Tensor]:
+        vector = (self.start, self.first, self.second)[stage]
+        return iter(vector.split([math.prod(shape) for shape in self.shapes]))
 
-def check(name: str, make: Callable[[list[Tensor]], Arm], inputs: Inputs, *, ours: bool) -> Arm:
+
+def check(name: str, make: Callable[[list[Tensor]], Arm], values: Values, *, ours: bool) -> Arm:
     """One merge of a new arm against Eq. 7 written out; ``GateError`` says what differs.
 
     Ours must give the same bits and L1 at 1e-12; a rival must keep the tolerance that it claims.
+    Beside the arm it takes memory for the work on one tensor.
     """
-    arm = make(inputs.tensors())
-    _move(arm.live, inputs.first)
+    arm = make(values.tensors())
+    _move(arm.live, values.pieces(1))
     arm.open_()
-    _move(arm.live, inputs.second)
+    _move(arm.live, values.pieces(2))
     arm.close_()
-    theta_j = inputs.start + inputs.first
-    moved = (theta_j - inputs.start).abs().double().sum().item()
-    expected = _formula(inputs.start, theta_j, theta_j + inputs.second)
-    _compare(f"{name}: live", arm.live, expected, arm.tolerance)
-    _compare(f"{name}: anchor", arm.anchors(), expected, arm.tolerance)
-    if not math.isclose(arm.change(), moved, rel_tol=_L1_TOLERANCE[ours]):
-        raise GateError(f"{name}: L1 is {arm.change()!r}, the formula gives {moved!r}")
+    live, anchor = (_Comparison(f"{name}: {what}", arm.tolerance) for what in ("live", "anchor"))
+    moved = []
+    rows = zip(arm.live, arm.anchors(), *map(values.pieces, range(3)), strict=True)
+    for live_tensor, anchor_tensor, start, first, second in rows:
+        theta_j = start + first
+        moved.append((theta_j - start).abs().double().sum().item())
+        expected = _formula(start, theta_j, theta_j + second)
+        live.add(live_tensor, expected)
+        anchor.add(anchor_tensor, expected)
+    live.require_equal()
+    anchor.require_equal()
+    if not math.isclose(arm.change(), math.fsum(moved), rel_tol=_L1_TOLERANCE[ours]):
+        raise GateError(f"{name}: L1 is {arm.change()!r}, the formula gives {math.fsum(moved)!r}")
     return arm
 
 
@@ -72,19 +95,34 @@ def _formula(anchor: Tensor, mid: Tensor, live: Tensor) -> Tensor:
     return anchor + (new + past)
 
 
-def _move(tensors: Sequence[Tensor], step: Tensor) -> None:
-    pieces = step.split([tensor.numel() for tensor in tensors])
-    for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.add_(piece.view(tensor.shape))
+def _move(tensors: Sequence[Tensor], steps: Iterable[Tensor]) -> None:
+    for tensor, step in zip(tensors, steps, strict=True):
+        tensor.add_(step.view(tensor.shape))
 
 
-def _compare(what: str, tensors: Sequence[Tensor], expected: Tensor, tolerance: float) -> None:
-    got = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    allowed = tolerance * expected.abs().clamp(min=1e-3)
-    wrong = ~((got - expected).abs() <= allowed)
-    if wrong.any():
-        at = int(wrong.nonzero()[0])
-        raise GateError(
-            f"{what}: {int(wrong.sum())} of {got.numel()} entries differ from Eq. 7; the first is "
-            f"entry {at}: {got[at].item()!r}, expected {expected[at].item()!r}"
-        )
+class _Comparison:
+    """Entries that differ from what is expected, over the tensors of an arm."""
+
+    def __init__(self, what: str, tolerance: float) -> None:
+        self._what, self._tolerance = what, tolerance
+        self._entries = self._wrong = 0
+        self._first = ""
+
+    def add(self, tensor: Tensor, expected: Tensor) -> None:
+        got = tensor.reshape(-1)
+        allowed = self._tolerance * expected.abs().clamp(min=1e-3)
+        wrong = ~((got - expected).abs() <= allowed)
+        if wrong.any():
+            at = int(wrong.nonzero()[0])
+            self._first = self._first or (
+                f"entry {self._entries + at}: {got[at].item()!r}, expected {expected[at].item()!r}"
+            )
+            self._wrong += int(wrong.sum())
+        self._entries += got.numel()
+
+    def require_equal(self) -> None:
+        if self._wrong:
+            raise GateError(
+                f"{self._what}: {self._wrong} of {self._entries} entries differ from Eq. 7; the "
+                f"first is {self._first}"
+            )

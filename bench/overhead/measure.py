@@ -62,7 +62,7 @@ def backbone(
                 raise
             skipped[name] = f"torch.compile failed: {_first_line(error)}"
     progress(f"{what.title}: counting launches, timing the step hook")
-    hooks = {name: _hooks(name, inputs, effort, device) for name in backends}
+    hooks = {n: host_us(n, inputs, effort.hook_calls, device) for n in backends}
     launched = {n: launches.count(_merge(arm), device, arm.unseen) for n, arm in arms.items()}
     spreads, wall = _times(what, {name: makers[name] for name in arms}, inputs, effort, progress)
     return Measured(
@@ -119,14 +119,14 @@ def _merge(arm: Arm) -> Call:
     return timing.Halves(arm.open_, arm.close_, arm)
 
 
-def _hooks(
-    backend: str, inputs: gate.Inputs, effort: Effort, device: torch.device
+def host_us(
+    backend: str, values: gate.Values, calls: int, device: torch.device
 ) -> tuple[float, float]:
     """µs of a merger's step without its probe (observe, read the record, apply the run-ahead rule,
     log the event), and of its work around the kernels of a merge."""
     far = 1 << 20  # an interval that does not end here
     merger = FastAIMMerger(
-        [torch.nn.Parameter(tensor) for tensor in inputs.tensors()],
+        [torch.nn.Parameter(tensor) for tensor in values.tensors()],
         AIMConfig(s_init=far, s_max=far),
         backend=backend,
     )
@@ -142,8 +142,8 @@ def _hooks(
             merger.binding.bump_versions()
 
     with merger.task("hook"):
-        step_us = timing.per_call(step, effort.hook_calls, device)
-        return step_us, timing.per_call(around, effort.hook_calls // 20, device)
+        step_us = timing.per_call(step, calls, device)
+        return step_us, timing.per_call(around, calls // 20, device)
 
 
 def _first_line(error: Exception) -> str:

@@ -48,16 +48,16 @@ def _case(
         "backend": backend,
         "entries": one.backbone.entries(),
         "tensors": one.tensors,
-        "us": _six(us),
-        "gbs": _six(gbs),
-        "ceiling_fraction": _six(gbs / ceiling.best),
-        "released_us": _six(times.get("released")),
-        "foreach_us": _six(times.get("foreach")),
-        "compiled_us": _six(times.get("compiled")),
-        "host_us": _six(one.host_us[backend]),
+        "us": six(us),
+        "gbs": six(gbs),
+        "ceiling_fraction": six(gbs / ceiling.best),
+        "released_us": six(times.get("released")),
+        "foreach_us": six(times.get("foreach")),
+        "compiled_us": six(times.get("compiled")),
+        "host_us": six(one.host_us[backend]),
         "launches": one.launches[backend],
         "cache": cache,
-        "engine_minutes_per_epoch": _six(
+        "engine_minutes_per_epoch": six(
             engine_minutes(one.host_us[backend], us + one.merge_host_us[backend])
         ),
         "table6_overhead_minutes": one.backbone.table6_overhead,
@@ -71,16 +71,21 @@ def _gpu_fields(one: Measured, backend: str, ceiling: Ceiling) -> dict[str, Any]
         return {}
     walls = {name: spread.p50 for name, spread in one.wall.items()}
     return {
-        "floor_us": _six(floor_us(one, ceiling)),
-        "target_us": _six(TARGET_FACTOR * floor_us(one, ceiling) + TARGET_LAUNCHES_US),
-        "wall_us": _six(walls[backend]),
-        **{f"{arm}_wall_us": _six(walls.get(arm)) for arm in ("released", "foreach", "compiled")},
+        "floor_us": six(floor_us(one.bytes_per_merge, ceiling)),
+        "target_us": six(target_us(one.bytes_per_merge, ceiling)),
+        "wall_us": six(walls[backend]),
+        **{f"{arm}_wall_us": six(walls.get(arm)) for arm in ("released", "foreach", "compiled")},
     }
 
 
-def floor_us(one: Measured, ceiling: Ceiling) -> float:
+def floor_us(bytes_per_merge: int, ceiling: Ceiling) -> float:
     """The merge's bytes at the ceiling's bandwidth."""
-    return one.bytes_per_merge / ceiling.best / 1e3
+    return bytes_per_merge / ceiling.best / 1e3
+
+
+def target_us(bytes_per_merge: int, ceiling: Ceiling) -> float:
+    """What a GPU's merge may take."""
+    return TARGET_FACTOR * floor_us(bytes_per_merge, ceiling) + TARGET_LAUNCHES_US
 
 
 def details(measured: list[Measured], ceiling: Ceiling) -> dict[str, Any]:
@@ -171,6 +176,6 @@ def _epoch(one: Measured, backend: str, device: torch.device) -> str:
     return f"  {backend}: {minutes:.6f} engine minutes per epoch; Table 6's overhead: {beside}"
 
 
-def _six(value: float | None) -> float | None:
+def six(value: float | None) -> float | None:
     """Six significant digits: more than any clock gives."""
     return None if value is None else float(f"{value:.6g}")

@@ -12,15 +12,17 @@ import torch
 
 from overhead.gate import GateError
 from training import blocks, check, engine, models, phases
-from training.arms import Arm, Setup, set_up
+from training.arms import Arm, Matched, Setup, set_up
 from training.blocks import ARMS, COUNTED, Block
-from training.ours import OursAfter, OursBefore
+from training.ours import Ours, OursAfter, OursBefore
 from training.settings import DTYPES, Settings
 from training.store import Store
 
 Progress = Callable[[str], None]
 #: Seconds that the engine alone is driven for.
 _ENGINE_SECONDS = 2.0
+#: Between them every shape of batch; what the released arms have of their own, counting warms.
+_WARMING: tuple[type[Arm], ...] = (Matched, Ours)
 
 
 def backbone(
@@ -49,10 +51,9 @@ def backbone(
     found["checked"] = check.run(setup)
     if device.type == "cuda":
         progress(f"{name}: warming up")
-        for kind in ARMS:
+        for kind in _WARMING:
             blocks.untimed(kind, setup)
     _count(setup, found, store, progress)
-    _phases(setup, found, store, progress)
     if "engine" not in found:
         found["engine"] = dataclasses.asdict(engine.measure(setup, _ENGINE_SECONDS))
         store.save()
@@ -66,6 +67,8 @@ def backbone(
         _repeat(setup, found, store, progress, repeat)
         longest = max(longest, time.monotonic() - started)
     require_same_batches(found)
+    if minutes is None or (time.monotonic() - begin + longest) / 60 <= minutes:
+        _phases(setup, found, store, progress)
     return found
 
 

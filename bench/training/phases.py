@@ -82,8 +82,8 @@ def measure(kind: type[Arm], setup: Setup) -> dict[str, Any]:
 
     The optimiser's phase holds the updates of memory steps too.
 
-    ``busy``: the kernels' time by the time that the same interval took with torch's profiler off;
-    None on a CPU, and where the profiler sees no kernel.
+    ``busy``: the kernels' time in an interval under torch's profiler by the stream's in the one
+    without; None on a CPU, and where the profiler sees no kernel.
     """
     phases = Phases(setup.device)
     steps = setup.settings.interval
@@ -103,7 +103,7 @@ def measure(kind: type[Arm], setup: Setup) -> dict[str, Any]:
         for name in NAMES
         if name in taken
     }
-    return {"arm": kind.name, "steps": steps, "phases": per_step, "busy": _busy(kind, setup)}
+    return {"arm": kind.name, "steps": steps, "phases": per_step, "busy": _busy(kind, setup, taken)}
 
 
 def _interval(
@@ -125,13 +125,9 @@ def _interval(
         mark()
 
 
-def _busy(kind: type[Arm], setup: Setup) -> float | None:
+def _busy(kind: type[Arm], setup: Setup, taken: dict[str, dict[str, float | None]]) -> float | None:
     if setup.device.type != "cuda":
         return None
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    ends = iter((first, last))
-    _interval(kind, setup, mark=lambda: next(ends).record())
-    torch.cuda.synchronize(setup.device)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     trace = torch.profiler.profile(activities=activities)
     bounds = iter((trace.start, trace.stop))
@@ -142,5 +138,6 @@ def _busy(kind: type[Arm], setup: Setup) -> float | None:
 
     _interval(kind, setup, mark=bound)
     kernels = [event for event in trace.events() if event.device_type.name == "CUDA"]
-    worked = sum(event.time_range.elapsed_us() for event in kernels) / 1e3
-    return worked / first.elapsed_time(last) if kernels else None
+    worked = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+    passed = sum(both["device"] or 0.0 for both in taken.values())
+    return worked / passed if worked and passed else None
