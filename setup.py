@@ -83,6 +83,8 @@ class Cuda:
         codes += [f"arch=compute_{each},code=compute_{each}" for each in sorted({low, high})]
         host = ",".join(["-fPIC", "-fvisibility=hidden", *EXACT])
         command = [str(self.nvcc), "-ccbin", cxx, "-std=c++20", "-O3", "--fmad=false"]
+        # architectures side by side: on many cores the largest file is waited for alone
+        command += ["--threads=4"]
         return [*command, f"-Xcompiler={host}", *(f"-gencode={code}" for code in codes)]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,11 @@ def stored(bits: Array, dtype: torch.dtype) -> torch.Tensor:
     signed = np.int32 if dtype == torch.float32 else np.int16
     unsigned = np.uint32 if dtype == torch.float32 else np.uint16
     return torch.from_numpy(bits.astype(unsigned).view(signed)).view(dtype)
+
+
+def one_by_one(values: Iterable[float]) -> float:
+    """The sum from left to right; ``sum`` corrects its roundings from Python 3.12 on."""
+    return functools.reduce(operator.add, values, 0.0)
 
 
 def in_order_p(changes: Sequence[Sequence[float]]) -> float:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,12 +221,33 @@ def test_waits_are_counted() -> None:
 
 
 def test_the_suite_reports_every_file(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "GPU_TESTS", "tests/test_gpu_vectors.py")
+    monkeypatch.setattr(suite, "GPU_TESTS", "tests/test_gpu_[gv]*.py")
     monkeypatch.setattr(suite, "CPU_TESTS", ("tests/test_layout.py",))
     assert suite.main(["--device", "cpu"]) == 0
     rows = {row["check"]: row for row in rows_of(results, "test")}
     assert (rows["test_gpu_vectors"]["passed"], rows["test_gpu_vectors"]["skipped"]) == (41, 41)
-    assert rows["GPU"]["result"] == "pytest: all passed, 41 passed"
+    assert rows["GPU, test_gpu_vectors"]["result"] == "pytest: all passed, 41 passed"
+    assert rows["GPU, test_gpu_graph"]["result"] == "pytest: all passed, 0 passed"
+    assert rows["CPU kernels here"]["verdict"] == OK
+
+
+def test_a_process_that_dies_takes_no_other_file_with_it(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(_: Any, files: Sequence[str], report: Path, __: int) -> tuple[int, list[str]]:
+        if "faults" in files[0]:
+            return -6, ["Fatal Python error: Aborted"]
+        case = f'<testcase classname="tests.{Path(files[0]).stem}" name="x" time="1"/>'
+        report.write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
+        return 0, []
+
+    monkeypatch.setattr(suite, "_pytest", died)
+    assert suite.main(["--device", "cpu"]) == 1
+    rows = {row["check"]: row for row in rows_of(results, "test")}
+    wrong = {name for name, row in rows.items() if row["verdict"] == FAILED}
+    assert wrong == {"GPU, test_gpu_faults"}
+    assert rows["GPU, test_gpu_faults"]["result"] == "pytest: exit -6, 0 passed"
+    assert rows["test_gpu_values"]["passed"] == rows["test_gpu_vectors"]["passed"] == 1
 
 
 def test_training_that_is_not_there_is_not_run(

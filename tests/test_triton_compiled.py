@@ -197,7 +197,9 @@ def test_every_kernel(compiled: Compiled, check: Check, name: str) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_rows_of_entries(compiled: Compiled, name: str) -> None:
     assert narrow_rows(compiled.codes[name, 90], name) == []
-    assert compiled.codes[name, 90].registers <= 80  # three blocks on a multiprocessor
+    # three blocks on a multiprocessor; two with older releases, which would spill within 80
+    release = tuple(map(int, triton.__version__.split(".")[:2]))
+    assert compiled.codes[name, 90].registers <= (80 if release >= (3, 9) else 128)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "repair"])
@@ -270,14 +272,14 @@ def test_another_layout_is_another_kernel(compiled: Compiled) -> None:
 
 @pytest.mark.skipif(OTHER_TRITON is None, reason="AIMMERGE_OTHER_TRITON names no folder")
 def test_another_release_of_triton(tmp_path: Path) -> None:
-    jobs = [(name, 90) for name in KERNELS]
+    jobs = [(name, 90) for name in (*KERNELS, *ENTRIES)]
     made = compile_all([request(ROOT, tmp_path, jobs)], tmp_path / "cache", OTHER_TRITON)
     assert made["version"] != triton.__version__
-    for name in KERNELS:
+    for name, _ in jobs:
         code = Code.read(tmp_path, f"{name}-90")
         for check in (spills, unfaithful_arithmetic, short_offsets, imprecise_controller):
             assert check(code, name) == [], check.__name__
         if name in OVER_TILES:
             assert narrow_accesses(code, name) == []
-        if name != "repair":
+        if name in KERNELS and name != "repair":
             assert early_sequence_number(code, name) == []

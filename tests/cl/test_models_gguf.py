@@ -25,7 +25,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A one-layer Llama with a byte-level tokenizer as GGUF, and the same as a model."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    tokens = ["<end>", *bytes_to_unicode().values(), "ab"]
+    tokens = ["<end>", *bytes_to_unicode().values(), "ab", "xy"]
     model = causal_model(
         vocab_size=len(tokens), num_hidden_layers=LAYERS, num_key_value_heads=HEADS
     )
@@ -44,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         (writer.add_tokenizer_model, "gpt2"),
         (writer.add_tokenizer_pre, "default"),
         (writer.add_token_list, tokens),
-        (writer.add_token_merges, ["a b"]),
+        (writer.add_token_merges, ["a b", "x y"]),  # of one alone, transformers 5.17 sees letters
         (writer.add_token_types, [3] + [1] * (len(tokens) - 1)),
         (writer.add_eos_token_id, 0),
         (writer.add_bos_token_id, 0),
