@@ -12,6 +12,7 @@ from readme import scores, sweep, training
 from readme.records import ReadmeError
 from tests.pages import rows
 from tests.result_files import CPU, GPU, made
+from training import phases
 
 SUMMARY = {
     **{"backbone": "t5-large", "layers": 24, "of_layers": 24, "repeats": 3},
@@ -88,6 +89,15 @@ def test_training_targets_that_are_missed_and_warnings(tmp_path: Path) -> None:
         "ratio 1.050; LLaMA2-7B 0.500 synchronising calls; LLaMA2-7B 2.00 waits; LLaMA2-7B engine "
         "0.1 %.** The bench warns: LLaMA2-7B: few repeats: 2."
     )
+
+
+def test_where_a_step_goes(tmp_path: Path) -> None:
+    seconds: Any = {name: {"host": 0.001234, "device": 0.0025} for name in phases.NAMES}
+    seconds |= {"probe": {"host": 0.0, "device": 0.0}, "loop": {"host": 2.5, "device": None}}
+    of_aim = {"arm": "aim", "phases": seconds}
+    case = SUMMARY | {"phases": [{"arm": "plain", "phases": {}}, of_aim]}
+    cells = [row[1] for row in rows("\n".join(training_lines(tmp_path, **{"t5-large": case})))]
+    assert cells[-1] == f"{'1.23 (2.50); ' * 2}0 (0); {'1.23 (2.50); ' * 2}2,500"
 
 
 def test_graphs_have_a_table_of_their_own(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from readme.words import (
     together,
     two_digits,
 )
+from training.phases import NAMES as PHASES
 from training.results import TABLE6
 from training.settings import Settings
 
@@ -59,6 +60,7 @@ def device(record: dict[str, Any], kind: str) -> list[str]:
     if cases:
         head = ["", *(f"{title}, {_layers(case)}" for title, case in cases.items())]
         rows = [[title, *map(cell, cases.values())] for title, cell in ROWS.items()]
+        rows = [row for row in rows if {*row[1:]} != {NOT_RUN}]
         lines += ["", *table(head, rows), "", f"{_targets(cases)} {_noted(cases)}".strip()]
     if absent:
         lines += ["", f"Not run here: {', '.join(absent)}."]
@@ -143,6 +145,20 @@ def _share(case: Case) -> str:
     return percent(case["engine_share"])
 
 
+def _phases(case: Case) -> str:
+    """Of AIM, ms per step: host, and on a GPU the stream's time behind it."""
+    found = [one["phases"] for one in case.get("phases", []) if one["arm"] == "aim"]
+    if not found:
+        return NOT_RUN
+    return "; ".join(_phase(found[0][name]) for name in PHASES)
+
+
+def _phase(taken: dict[str, float | None]) -> str:
+    host, device = taken["host"], taken["device"]
+    behind = "" if device is None else f" ({figure(1e3 * device)})"
+    return f"{figure(1e3 * (host or 0.0))}{behind}"
+
+
 def _paper(case: Case) -> str:
     return "no row" if case["table6"] is None else f"{case['table6']:.2f}"
 
@@ -164,6 +180,7 @@ ROWS: dict[str, Cell] = {
     "synchronising calls a step: AIM; released; without its dead work": _syncs,
     "waits per 1,000 steps: probe `before`; `after`; when timed": _waits,
     "engine's share of AIM's step": _share,
+    f"AIM's ms a step: {'; '.join(PHASES)}": _phases,
 }
 
 
