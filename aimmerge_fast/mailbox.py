@@ -10,7 +10,7 @@ import os
 import select
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -90,8 +90,7 @@ class Mailbox:
         timeout: float = 600.0,
     ) -> None:
         self._ring = kernels.ring(state)
-        numbers: Any = self._ring["sequence"]
-        self._numbers = memoryview(numbers)  # the quickest way to look at one
+        self._numbers = self._ring["sequence"]  # looked at several times a step
         self._check_device = check_device or _device_check(state.device)
         self._timeout = timeout
         self.read = 0  # records consumed
@@ -100,7 +99,7 @@ class Mailbox:
     def peek(self) -> Record | None:
         """The next record when it has arrived, without consuming it."""
         place = self.read % RING_SIZE
-        number = self._numbers[place]
+        number = int(self._numbers[place])
         if number > self.read + 1:
             raise RuntimeError(
                 f"records {self.read + 1} to {number - RING_SIZE} were overwritten before they were"
@@ -140,7 +139,7 @@ class Mailbox:
             give_way(now - began)
 
     def _arrived(self, number: int) -> bool:
-        return number == 0 or self._numbers[(number - 1) % RING_SIZE] >= number
+        return number == 0 or int(self._numbers[(number - 1) % RING_SIZE]) >= number
 
 
 def give_way(waited: float, pause: float = 0.0) -> None:

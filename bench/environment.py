@@ -75,19 +75,25 @@ def driver() -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the tree that this file lies in, marked where it differs.
+    """The commit of the tree that this file lies in, "-dirty" where it differs.
 
-    Outside git what AIMMERGE_COMMIT names, or None. Ask at the start of a run: what is committed
-    meanwhile was not measured.
+    Results and the README do not count: benches write them. Outside git what AIMMERGE_COMMIT names,
+    or None. Ask at the start of a run: what is committed meanwhile was not measured.
     """
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    measured = (":/", ":(top,exclude)bench/results", ":(top,exclude)README.md")
     try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *measured)
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("AIMMERGE_COMMIT") or None
-    return answer.stdout.strip() or None
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

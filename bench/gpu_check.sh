@@ -13,14 +13,14 @@
 # sweep     bench/merge_sweep.py: 1e5 to 1e9 entries, 10 to 1e4 tensors
 #
 # Each stage prints a table and writes gpu_<stage>.json into bench/results, or into the folder
-# AIMMERGE_RESULTS, row by row; it is stopped after AIMMERGE_STAGE_SECONDS (480; all cases of train
-# take longer). PYTHON names the interpreter (python3), AIMMERGE_COMMIT the commit outside git.
+# AIMMERGE_RESULTS, row by row; it is stopped after AIMMERGE_STAGE_SECONDS (480, train 960). PYTHON
+# names the interpreter (python3), AIMMERGE_COMMIT the commit outside git. Then
+# bench/readme_tables.py puts the figures of merge, train and sweep into the README.
 # Exit code 0: nothing failed; 1: a check failed; 2: no GPU, or an unknown stage.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 known=(build test sanitise sync merge train sweep)
-limit=${AIMMERGE_STAGE_SECONDS:-480}
 
 usage() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' bench/gpu_check.sh; }
 
@@ -46,7 +46,9 @@ export HF_HUB_OFFLINE=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 failed=()
 run_stage() {
-  local module=$1 status
+  local module=$1 limit=480 status
+  [ "$module" != train ] || limit=960
+  limit=${AIMMERGE_STAGE_SECONDS:-$limit}
   [ "$module" != test ] || module=suite
   printf '\n======== %s ========\n' "$1"
   timeout --kill-after=20 "$limit" "$python" -P -m "gpu.$module"

@@ -96,6 +96,19 @@ def test_watching_changes_nothing_and_misses_nothing(
     assert all(both["host"] > 0 and both["device"] is None for both in found["phases"].values())
 
 
+def test_named_ranges_are_no_work() -> None:
+    def event(device: str, us: float, named: bool = False) -> SimpleNamespace:
+        spent = SimpleNamespace(elapsed_us=lambda: us)
+        kind = SimpleNamespace(name=device)
+        return SimpleNamespace(device_type=kind, time_range=spent, is_user_annotation=named)
+
+    events = [event("CUDA", 3.0), event("CPU", 50.0), event("CUDA", 4.5), event("CUDA", 9.0, True)]
+    assert phases.kernel_seconds(events) == pytest.approx(7.5e-6)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as trace:
+        torch.ones(3).sum()
+    assert phases.kernel_seconds(trace.events()) == 0.0
+
+
 def test_the_table_shows_both_clocks() -> None:
     on_gpu: dict[str, Any] = {"training pass": {"host": 0.004, "device": 0.0125}}
     record = {"phases": [{"arm": "aim", "phases": on_gpu, "busy": 0.756}]}

@@ -221,7 +221,7 @@ def test_waits_are_counted() -> None:
 
 
 def test_the_suite_reports_every_file(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "GPU_TESTS", "tests/test_gpu_[gv]*.py")
+    monkeypatch.setattr(suite, "GPU_TESTS", "tests/test_gpu_[gv][re]*[hs].py")
     monkeypatch.setattr(suite, "CPU_TESTS", ("tests/test_layout.py",))
     assert suite.main(["--device", "cpu"]) == 0
     rows = {row["check"]: row for row in rows_of(results, "test")}

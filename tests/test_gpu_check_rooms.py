@@ -16,6 +16,7 @@ from gpu import calls, large, merge, repeats, sanitise, suite, train
 from gpu.stage import FAILED, INFO, OK, Stage
 from overhead import ceiling, cuda_clock, measure, tables, timing
 from overhead.backbones import BACKBONES
+from training.store import Store
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -124,7 +125,8 @@ def test_train_measures_the_cases_that_are_named(
     monkeypatch.setattr(Stage, "on_gpu", True)
     given.path = tmp_path / "gpu_train.json"
     eager, graphs = (tmp_path / f"gpu_training_overhead{end}.json" for end in ("", "_graphs"))
-    old = {"backbones": {"t5-large": {"old": 1}, "llama2-7b": {"kept": 2}}, "commits": ["a"]}
+    backbones = {"t5-large": {"commits": ["a"]}, "llama2-7b": {"commits": ["b"]}}
+    old = Store(None, CPU).record | {"backbones": backbones, "commits": ["a", "b"]}
     for path in (eager, graphs):
         path.write_text(json.dumps(old))
     monkeypatch.setenv("AIMMERGE_CASES", "t5-large+graphs,bert")
@@ -137,8 +139,13 @@ def test_train_measures_the_cases_that_are_named(
     assert command[command.index("--json") + 1] == str(graphs)
     assert command[-1] == "--graphs"
     assert json.loads(eager.read_text()) == old
-    kept = {"backbones": {"llama2-7b": {"kept": 2}}, "commits": ["a"]}
-    assert json.loads(graphs.read_text()) == kept
+    kept = json.loads(graphs.read_text())
+    assert (kept["backbones"], kept["commits"]) == ({"llama2-7b": {"commits": ["b"]}}, ["b"])
+    for text in (json.dumps(old | {"device": "another"}), "{"):  # these go as a whole
+        graphs.write_text(text)
+        train.forget(given, graphs, "t5-large")
+        assert not graphs.exists()
+    train.forget(given, graphs, "t5-large")
     monkeypatch.delenv("AIMMERGE_CASES")
     train.run(given)
     assert [row["check"] for row in given._rows[2:]] == list(train.LIMITS)

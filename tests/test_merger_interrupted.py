@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from aimmerge_fast import AIMConfig, FastAIMMerger, RehearsalMemory
-from aimmerge_fast.events import Close, Open
+from aimmerge_fast.events import Close, Open, Probe
 from tests import checkpoints
 from tests.loops import Loop, anchor_of, collate, loss_fn, memory, net
 
@@ -110,20 +110,39 @@ def test_rehearsal_needs_the_module_itself() -> None:
         FastAIMMerger(list(model.parameters()), optimizer=optimizer, collate=collate)
 
 
-def test_no_copy_to_the_cpu_is_left_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+class OnGpu(Tensor):
+    """A loss that says it is on a GPU, and notes how it is fetched from there."""
+
+    copies: ClassVar[list[tuple[Any, Any]]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+            return torch.device("cuda", 0)
+        if func is Tensor.to:
+            cls.copies.append((args[1:], kwargs))
+            with torch._C.DisableTorchFunctionSubclass():
+                return args[0].as_subclass(Tensor)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_no_copy_to_the_cpu_is_left_in_flight() -> None:
     """A non-blocking copy from a device to the host may be read before it has arrived."""
-    calls: list[tuple[Any, Any]] = []
-    original = Tensor.to
+    losses: list[float] = []
 
-    def to(self: Tensor, *args: Any, **keywords: Any) -> Tensor:
-        calls.append((args[0] if args else None, keywords.get("non_blocking", False)))
-        return original(self, *args, **keywords)
+    def emit(event: Any) -> None:
+        if isinstance(event, Probe):
+            losses.append(event.loss)
 
-    monkeypatch.setattr(Tensor, "to", to)
-    Loop(**FIXED).run(5)
-    copies = [call for call in calls if isinstance(call[0], torch.device)]
-    assert len(copies) >= 5
-    assert not any(non_blocking for device, non_blocking in copies if device.type == "cpu")
+    live = [nn.Parameter(torch.ones(3))]
+    merger = FastAIMMerger(live, AIMConfig(s_init=9), callbacks=[emit])
+    OnGpu.copies.clear()
+    with merger.task("task"):
+        for loss in (torch.tensor(0.25), torch.tensor(0.5).as_subclass(OnGpu)):
+            merger.observe(loss)
+            assert not merger.due()
+    assert losses == [0.25, 0.5]
+    assert OnGpu.copies == [((torch.device("cpu"),), {"non_blocking": False})]
 
 
 @pytest.mark.parametrize("name", [3, "", None])

@@ -6,17 +6,16 @@ import argparse
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import merge_sweep
 from aimmerge_fast import kernels
 from gpu import stage
 from gpu.stage import FAILED, INFO, NOT_RUN, Found, Stage, judged
+from overhead.ours import KERNELS, LAUNCHES
 from sweep import tables
 from sweep.cases import BY_ENTRIES
-
-KERNELS = ("native", "triton")
-LAUNCHES = 2
 
 
 def run(given: Stage) -> None:
@@ -30,18 +29,23 @@ def run(given: Stage) -> None:
     arguments += ["--quick"] if given.quick else []
     if given.options.most_entries:
         arguments += ["--most-entries", given.options.most_entries]
-    with contextlib.redirect_stderr(sys.stdout):
-        code = merge_sweep.main(arguments)
-    if code:  # what lies at ``path`` is then of an earlier run
-        given.add("merge_sweep.py", Found(f"exit {code}: see above", FAILED))
-        return
-    record = json.loads(path.read_text(encoding="utf-8"))
-    text = f"{record['ceiling_gbs']:,.0f} GB/s ceiling; all results in {path}"
-    given.add("merge_sweep.py", Found(text, INFO, {"ceiling": record["ceiling"]}))
+    record: dict[str, Any] = {"cases": [], "slopes": []}  # what lies at ``path`` may be older
+    given.check("merge_sweep.py", lambda: swept(arguments, path, record))
     for case in record["cases"]:
         judge(given, case)
     for growth in record["slopes"]:
         judge_growth(given, growth)
+
+
+def swept(arguments: list[str], path: Path, record: dict[str, Any]) -> Found:
+    """The whole bench, its tables on this terminal; fills ``record``."""
+    with contextlib.redirect_stderr(sys.stdout):
+        code = merge_sweep.main(arguments)
+    if code:
+        return Found(f"exit {code}: see above", FAILED)
+    record |= json.loads(path.read_text(encoding="utf-8"))
+    text = f"{record['ceiling_gbs']:,.0f} GB/s ceiling; all results in {path}"
+    return Found(text, INFO, {"ceiling": record["ceiling"]})
 
 
 def backends(given: Stage) -> list[str]:

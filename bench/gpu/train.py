@@ -16,6 +16,7 @@ from typing import Any
 
 from gpu import stage
 from gpu.stage import FAILED, INFO, NOT_RUN, ROOT, Found, Stage, judged
+from training.store import Store
 
 BENCH = ROOT / "bench/training_overhead.py"
 GRAPHS = "+graphs"
@@ -50,18 +51,23 @@ def results_of(given: Stage, name: str) -> Path:
     return given.path.with_name(file.replace(".", "_graphs.") if name.endswith(GRAPHS) else file)
 
 
-def forget(path: Path, backbone: str) -> None:
-    """Drop what a results file holds of a backbone: it would be continued, not measured."""
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["backbones"].pop(backbone, None)
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def forget(given: Stage, path: Path, backbone: str) -> None:
+    """Drop what a results file holds of a backbone: it would be continued, not measured.
+
+    One of another machine or other versions, or no results file at all, goes as a whole.
+    """
+    if not path.exists():
+        return
+    try:
+        Store(path, given.device).forget(backbone)
+    except ValueError:
+        path.unlink()
 
 
 def measure(given: Stage, name: str) -> Found:
     limit = LIMITS[name] if given.on_gpu else CPU_LIMIT
     path, backbone = results_of(given, name), name.removesuffix(GRAPHS)
-    forget(path, backbone)
+    forget(given, path, backbone)
     command = [sys.executable, str(BENCH), "--backbone", backbone, "--device", str(given.device)]
     command += ["--json", str(path), "--minutes", f"{0.75 * limit / 60:.2f}"]
     command += ["--quick"] if given.quick else ["--repeats", "3"]

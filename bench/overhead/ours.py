@@ -14,8 +14,10 @@ from overhead.rivals import Alphas
 #: Constant weights 0.6 and 0.4: never the alpha = (1, 0) shortcut, which reads less.
 CONFIG = AIMConfig(schedule="fixed", alpha_new=0.6)
 ALPHAS: Alphas = (0.6, 1.0 - 0.6)
+#: Backends of our own kernels, the one that is chosen first before the others.
+KERNELS = ("native", "triton")
 #: open and close; one kernel each, and no torch operation at all.
-_NATIVE_LAUNCHES = 2
+LAUNCHES = 2
 #: Bytes per entry and byte of storage: open reads 2 and writes 1, close reads 3 and writes 2.
 _STREAMS = 3 + 5
 
@@ -27,7 +29,7 @@ class Ours:
 
     def __init__(self, backend: str, live: Sequence[Tensor]) -> None:
         self.live = list(live)
-        self.unseen = 0 if backend == "eager" else _NATIVE_LAUNCHES
+        self.unseen = 0 if backend == "eager" else LAUNCHES
         flat = [tensor.view(-1) for tensor in self.live]
         self._anchor, self._mid = kernels.new_arena(flat), kernels.new_arena(flat)
         for arena in (

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpu.merge import COMPILED, FOREACH, HOOK_US, RELEASED, on_device, ratio
 from overhead.backbones import BACKBONES
+from overhead.ours import KERNELS, LAUNCHES
 from readme import records
 from readme.words import CPU, GPU, NOT_RUN, figure, origin, percent, table, times, two_digits
 
@@ -16,15 +17,12 @@ RIVALS = {
     "foreach": "`torch._foreach_*`",
     "compiled": "flat + `torch.compile`",
 }
-#: Backends that targets are set for, the one that is chosen first before the others.
-KERNELS = ("native", "triton")
 #: Least share of the ceiling on a CPU, and least times as long as ours that the rivals take.
 CPU_SHARE = 0.85
 LEAST = {
     CPU: {"released": 6.0, "foreach": 3.0, "compiled": 0.95},
     GPU: {"released": RELEASED, "foreach": FOREACH, "compiled": COMPILED},
 }
-LAUNCHES = 2
 Case = dict[str, Any]
 
 

@@ -9,6 +9,8 @@ from readme import records
 from readme.words import NOT_RUN, table
 
 Arm = dict[str, Any]
+#: Methods that never merge.
+PLAIN = ("seqlora", "inclora", "replay", "mtl")
 
 
 def real(folder: Path) -> list[str]:
@@ -46,7 +48,8 @@ def _title(arm: Arm) -> str:
     settings = dict(arm["settings"])
     control = "control: " if settings.pop("counts", None) else ""
     given = ", ".join(f"{key}={value}" for key, value in settings.items())
-    return f"{control}{arm['label']}" + (f", `{given}`" if given else "")
+    how = " (2 % mixed in)" if arm.get("method") == "replay" else ""
+    return f"{control}{arm['label']}{how}" + (f", `{given}`" if given else "")
 
 
 def _methods(record: dict[str, Any]) -> list[str]:
@@ -72,7 +75,7 @@ def _signed(value: float) -> str:
 
 def _merges(arm: Arm, *, forced: bool = False) -> str:
     """How many were made, and how many of them because the interval had grown to its limit."""
-    if arm["merges"] is None:
+    if arm["merges"] is None or arm.get("method") in PLAIN:
         return "–"
     kinds = arm["merges"]["total"]["merges"]
     made = sum(kinds.values())

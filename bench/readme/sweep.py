@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from overhead.ours import KERNELS, LAUNCHES
 from readme import records
-from readme.merge import KERNELS, LAUNCHES
 from readme.words import CPU, GPU, NOT_RUN, figure, one_line, origin, table
 from sweep.cases import BY_ENTRIES, BY_TENSORS, TENSORS
 
@@ -35,9 +35,11 @@ def block(folder: Path) -> list[str]:
 
 def device(record: dict[str, Any], kind: str) -> list[str]:
     """Caption, a row for each backend, targets and what was not run."""
-    unit, load = "ms" if kind == CPU else "µs", str(record["load"]).partition(";")[0]
+    unit = "ms, p20," if kind == CPU else "µs, median,"
+    load = str(record["load"]).partition(";")[0]
     head = [
-        *("", "slope over entries, bandwidth-bound sizes", "slope, all sizes"),
+        *("", "slope over entries, all sizes"),
+        *(["bandwidth-bound sizes"] if kind == GPU else []),
         *(f"{unit} {ENDS} tensors", "largest ÷ smallest", "`torch._foreach_*`: the same"),
         *(f"host µs of an update {ENDS}", f"host µs around a merge {ENDS}"),
     ]
@@ -45,9 +47,9 @@ def device(record: dict[str, Any], kind: str) -> list[str]:
         f"{origin(record, kind)}; ceiling {figure(record['ceiling_gbs'])} GB/s; {load}.",
         "",
         *table(head, [_row(growth, record["cases"], kind) for growth in record["slopes"]]),
-        "",
-        _targets(record, kind),
     ]
+    if kind == GPU:  # the rule of what is bound by bandwidth, and flat, is a GPU's
+        lines += ["", _targets(record)]
     skipped = [case for case in record["cases"] if case["skipped"]]
     if skipped:
         lines += ["", f"Not run: {'; '.join(map(_skipped, skipped))}."]
@@ -73,7 +75,8 @@ def _row(growth: dict[str, Any], cases: list[Case], kind: str) -> list[str]:
     ratios = (growth["tensors_ratio"], growth["foreach_tensors_ratio"])
     return [
         f"`{growth['backend']}`",
-        *(bound, every, at_ends("us", scale), *map(figure, ratios)),
+        *([every, bound] if kind == GPU else [every]),
+        *(at_ends("us", scale), *map(figure, ratios)),
         *(at_ends("host_us"), at_ends("merge_host_us")),
     ]
 
@@ -86,7 +89,7 @@ def _skipped(case: Case) -> str:
     return f"{_what(case)}: {one_line(case['skipped'])}"
 
 
-def _targets(record: dict[str, Any], kind: str) -> str:
+def _targets(record: dict[str, Any]) -> str:
     asked = dict.fromkeys(
         f"slope {_range(growth['slope_target'])} over the bandwidth-bound sizes, largest by "
         f"smallest at most {growth['tensors_ratio_target']}"
@@ -94,8 +97,7 @@ def _targets(record: dict[str, Any], kind: str) -> str:
     )
     growths = [growth for growth in record["slopes"] if growth["backend"] in KERNELS]
     missed = [what for growth in growths for what in _missed(growth)]
-    if kind == GPU:
-        missed += [what for case in record["cases"] for what in _late(case)]
+    missed += [what for case in record["cases"] for what in _late(case)]
     few = [
         f"`{growth['backend']}` {'slope' if key == 'linear' else 'largest by smallest'}"
         for growth in growths
@@ -103,10 +105,8 @@ def _targets(record: dict[str, Any], kind: str) -> str:
         if growth[key] is None
     ]
     verdict = f"Missed: {'; '.join(missed)}" if missed else "None missed" if few else "All met"
-    whose = "a GPU's, on a CPU for comparison"
-    if kind == GPU:
-        whose = f"with the time of each number of entries and {LAUNCHES} launches"
-    text = f"Targets ({whose}): {'; '.join(asked)}. **{verdict}.**"
+    asked = [*asked, f"the time of each number of entries, {LAUNCHES} launches"]
+    text = f"Targets: {'; '.join(asked)}. **{verdict}.**"
     return f"{text} Too few sizes to say: {', '.join(few)}." if few else text
 
 

@@ -16,19 +16,20 @@ from training.data import Batch
 
 
 class Graphed(nn.Module):
-    """Replays the forward and the backward pass of ``model``, captured at a shape's first batch."""
+    """Replays the forward and the backward pass of ``model``, captured at the first batch of a
+    shape, for training and evaluation apart."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         # a dict, not children: each holds the whole model once more
-        self._captured: dict[tuple[torch.Size, ...], nn.Module] = {}
+        self._captured: dict[tuple[object, ...], nn.Module] = {}
 
     def forward(self, **batch: Tensor) -> SimpleNamespace:
-        shapes = tuple(tensor.shape for tensor in batch.values())
-        if shapes not in self._captured:
-            self._captured[shapes] = self._capture(batch)
-        return SimpleNamespace(loss=self._captured[shapes](*batch.values()))
+        key = (self.training, *(tensor.shape for tensor in batch.values()))
+        if key not in self._captured:
+            self._captured[key] = self._capture(batch)
+        return SimpleNamespace(loss=self._captured[key](*batch.values()))
 
     def _capture(self, batch: Batch) -> nn.Module:
         samples = tuple(tensor.clone() for tensor in batch.values())

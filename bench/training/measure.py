@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from overhead.gate import GateError
-from training import blocks, check, engine, models, phases
+from training import blocks, check, engine, models, phases, results
 from training.arms import Arm, Matched, Setup, set_up
 from training.blocks import ARMS, COUNTED, Block
 from training.ours import Ours, OursAfter, OursBefore
@@ -44,6 +44,7 @@ def backbone(
     if not missing(found, settings):
         progress(f"{name}: finished before")
         return found
+    store.measuring(name)
     progress(f"{name}: building the model, {settings.layers} layers, {settings.dtype}")
     setup = set_up(name, settings, device, DTYPES[settings.dtype])
     found["model"] = _facts(setup.model, setup.parameters, name)
@@ -67,6 +68,8 @@ def backbone(
         _repeat(setup, found, store, progress, repeat)
         longest = max(longest, time.monotonic() - started)
     require_same_batches(found)
+    found["summary"] = results.summarise(name, found, device)  # kept if the rest is stopped
+    store.save()
     if minutes is None or (time.monotonic() - begin + longest) / 60 <= minutes:
         _phases(setup, found, store, progress)
     return found

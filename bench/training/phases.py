@@ -12,7 +12,7 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -137,7 +137,16 @@ def _busy(kind: type[Arm], setup: Setup, taken: dict[str, dict[str, float | None
         next(bounds)()
 
     _interval(kind, setup, mark=bound)
-    kernels = [event for event in trace.events() if event.device_type.name == "CUDA"]
-    worked = sum(event.time_range.elapsed_us() for event in kernels) / 1e6
+    worked = kernel_seconds(trace.events())
     passed = sum(both["device"] or 0.0 for both in taken.values())
     return worked / passed if worked and passed else None
+
+
+def kernel_seconds(events: Iterable[Any]) -> float:
+    """What the device worked: its kernels, copies and fills, but not the spans of named ranges."""
+    worked = [
+        event.time_range.elapsed_us()
+        for event in events
+        if event.device_type.name == "CUDA" and not event.is_user_annotation
+    ]
+    return sum(worked) / 1e6

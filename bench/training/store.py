@@ -33,22 +33,36 @@ class Store:
         if path is not None and path.exists():
             self.record = _read(path)
             _require_same(path, self.record, head)
-        commit = environment.commit()
-        if commit not in self.record["commits"]:
-            self.record["commits"].append(commit)
+        self._commit = environment.commit()
         self.save()
 
     def backbone(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
         """What is known of a backbone; ``ValueError`` when it was measured in other settings."""
         found: dict[str, Any] = self.record["backbones"].setdefault(
-            name, {"settings": settings, "counts": [], "waits": [], "blocks": []}
+            name, {"settings": settings, "commits": [], "counts": [], "waits": [], "blocks": []}
         )
+        found.setdefault("commits", self.record["commits"])  # a file may be older than this list
         if self._path is not None:
-            _require_same(self._path, found["settings"], settings, f"{name}: ")
+            held = {"graphs": False, **found["settings"]}  # a file may be older than the option
+            _require_same(self._path, held, settings, f"{name}: ")
         return found
+
+    def measuring(self, name: str) -> None:
+        """From here on this tree adds to what is known of a backbone."""
+        commits = self.record["backbones"][name]["commits"]
+        if self._commit not in commits:
+            commits.append(self._commit)
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of a backbone, to measure it anew."""
+        self.record["backbones"].pop(name, None)
+        self.save()
 
     def save(self) -> None:
         """Write aside, then rename over: a kill leaves the old file or the new one."""
+        if known := self.record["backbones"].values():
+            each = [commit for found in known for commit in found.get("commits", [])]
+            self.record["commits"] = list(dict.fromkeys(each)) or self.record["commits"]
         if self._path is None:
             return
         now = datetime.datetime.now(datetime.UTC)
