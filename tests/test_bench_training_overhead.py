@@ -14,6 +14,7 @@ import training_overhead
 from overhead.gate import GateError
 from training import arms, blocks, check, measure
 from training.blocks import Block
+from training.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 CPU = torch.device("cpu")
@@ -123,6 +124,25 @@ def test_a_killed_run_goes_on(
     assert last_line(capsys) == first
     assert training_overhead.main([*command, "--memory-rows", "2"]) == training_overhead.BAD_INPUT
     assert "out.json holds a run with llama2-7b: memory_rows=3, not 2" in capsys.readouterr().err
+
+
+def test_what_one_backbone_adds_is_not_said_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"graphs": False}
+    older = {"settings": {}, "blocks": []}  # of before a backbone had commits of its own
+    record = Store(None, CPU).record | {"commits": ["a"], "backbones": {"x": older, "y": older}}
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr("training.store.environment.commit", lambda: "b")
+    store = Store(path, CPU)
+    found = {name: store.backbone(name, settings) for name in ("x", "y")}
+    store.measuring("x")
+    store.save()
+    assert (found["x"]["commits"], found["y"]["commits"]) == (["a", "b"], ["a"])
+    assert json.loads(path.read_text())["commits"] == ["a", "b"]
+    store.forget("x")
+    assert json.loads(path.read_text())["commits"] == ["a"]
 
 
 def test_a_wrong_result_is_not_timed(

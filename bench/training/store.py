@@ -41,7 +41,9 @@ class Store:
         found: dict[str, Any] = self.record["backbones"].setdefault(
             name, {"settings": settings, "commits": [], "counts": [], "waits": [], "blocks": []}
         )
-        found.setdefault("commits", self.record["commits"])  # a file may be older than this list
+        found.setdefault(
+            "commits", list(self.record["commits"])
+        )  # a file may be older than this list
         if self._path is not None:
             held = {"graphs": False, **found["settings"]}  # a file may be older than the option
             _require_same(self._path, held, settings, f"{name}: ")
