@@ -41,11 +41,10 @@ class Store:
         found: dict[str, Any] = self.record["backbones"].setdefault(
             name, {"settings": settings, "commits": [], "counts": [], "waits": [], "blocks": []}
         )
-        found.setdefault(
-            "commits", list(self.record["commits"])
-        )  # a file may be older than this list
+        # A file may be older than these lists, and than the option below.
+        found.setdefault("commits", list(self.record["commits"]))
         if self._path is not None:
-            held = {"graphs": False, **found["settings"]}  # a file may be older than the option
+            held = {"graphs": False, **found["settings"]}
             _require_same(self._path, held, settings, f"{name}: ")
         return found
 
